@@ -1,0 +1,1 @@
+"""Alert rules in Prometheus' rule-file format, evaluated on the metrics that OpenTelemetry collects."""

@@ -1,0 +1,1 @@
+"""Knowledge engines: the protocol that the MCP tools speak, and an embedded default."""

@@ -1,0 +1,147 @@
+"""One error tree, one shape: the same facts for a Python caller, an agent and an HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar, Literal
+
+__all__ = [
+    "CircuitOpenError",
+    "ConfigurationError",
+    "InvalidInputError",
+    "LlmkgOtelError",
+    "OperationTimeoutError",
+    "OverloadedError",
+    "RateLimitedError",
+    "RejectedError",
+    "ResourceExhaustedError",
+    "ShuttingDownError",
+    "error_type",
+]
+
+
+class LlmkgOtelError(Exception):
+    """Root of every error that this layer raises itself; the engine's own pass through untouched."""
+
+    reason: ClassVar[str] = "_OTHER"
+    """The value of `error.type`, from a closed set (TELEMETRY contract)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as every transport carries it: MCP error data and problem+json."""
+        return {"code": self.reason, "message": str(self)}
+
+
+class RejectedError(LlmkgOtelError):
+    """The call was refused before it reached the engine: trying again later is safe.
+
+    Attributes: `operation`, the operation's name; `scope`, what refused it (a rule, a pool, a
+    resource, a breaker); `limit`, the limit that was met, as text, or None; `retry_after`, seconds
+    after which the same call can be admitted, or None when no time can be promised.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str,
+        scope: str,
+        limit: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.operation = operation
+        self.scope = scope
+        self.limit = limit
+        self.retry_after = retry_after
+
+    def to_dict(self) -> dict[str, Any]:
+        """Add scope, limit and `retry_after_ms` (integer, rounded up) to the common shape."""
+        after = self.retry_after
+        return super().to_dict() | {
+            "reason": self.reason,
+            "operation": self.operation,
+            "scope": self.scope,
+            "limit": self.limit,
+            "retry_after_ms": None if after is None else -int(-after * 1000 // 1),
+        }
+
+
+class RateLimitedError(RejectedError):
+    """A rate limit (global, of the operation, or of the user) is spent."""
+
+    reason = "rate_limited"
+
+
+class ResourceExhaustedError(RejectedError):
+    """Memory, CPU, or a size limit leaves no room for this call."""
+
+    reason = "resource_exhausted"
+
+
+class OverloadedError(RejectedError):
+    """No permit could be had in time, or the call was shed; `reason` says which of the two."""
+
+    reason = "permit_timeout"
+
+
+class CircuitOpenError(RejectedError):
+    """The operation's circuit breaker is open after repeated failures."""
+
+    reason = "circuit_open"
+
+
+class ShuttingDownError(RejectedError):
+    """The system is draining and takes no new calls; another instance should."""
+
+    reason = "draining"
+
+
+class OperationTimeoutError(LlmkgOtelError, TimeoutError):
+    """The operation ran out of time; its outcome is unknown to the caller.
+
+    Attributes: `operation`; `kind`, "deadline" (the total time) or "attempt" (one attempt's time);
+    `seconds`, the time that was allowed.
+    """
+
+    reason = "deadline_exceeded"
+
+    def __init__(self, operation: str, kind: Literal["deadline", "attempt"], seconds: float) -> None:
+        what = "its total deadline" if kind == "deadline" else "the time allowed for one attempt"
+        super().__init__(f"{operation} did not finish within {what} of {seconds:g} s")
+        self.operation = operation
+        self.kind = kind
+        self.seconds = seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Add which time ran out to the common shape."""
+        return super().to_dict() | {
+            "reason": self.reason,
+            "operation": self.operation,
+            "scope": self.kind,
+            "limit": f"{self.seconds:g}s",
+            "retry_after_ms": None,
+        }
+
+
+class ConfigurationError(LlmkgOtelError, ValueError):
+    """A configured value cannot work; the message names the field, the value and what is allowed."""
+
+    reason = "configuration"
+
+
+class InvalidInputError(LlmkgOtelError, ValueError):
+    """The caller's argument is wrong: never retried, and never held against the engine."""
+
+    reason = "invalid_input"
+
+
+def error_type(error: BaseException) -> str:
+    """Return the `error.type` of an exception: our reason, "cancelled", or the class's name.
+
+    Source: OpenTelemetry semantic conventions, `error.type`: predictable and of low cardinality.
+    """
+    if isinstance(error, LlmkgOtelError):
+        return error.reason
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return type(error).__qualname__

@@ -1,0 +1,1 @@
+"""Health checks, their schedule, the report, and the probes that read it."""

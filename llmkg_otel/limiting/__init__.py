@@ -1,0 +1,1 @@
+"""Admission: rate limits, permits and resource limits. A refusal never reaches the engine."""

@@ -1,0 +1,1 @@
+"""Error recovery: circuit breaker, retry with back-off, retry budget."""

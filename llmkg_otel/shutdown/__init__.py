@@ -1,0 +1,1 @@
+"""Graceful shutdown: calls in flight, phases, clean-up handlers, signals."""

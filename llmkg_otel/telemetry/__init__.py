@@ -1,0 +1,1 @@
+"""The only room that knows OpenTelemetry: names, instruments, events into signals, providers, logs."""
