@@ -1,0 +1,290 @@
+"""Every option of the system, as one tree: defaults, then a file, then `LLMKG_*`, then arguments.
+
+Read once, validated when built, frozen afterwards. Names and units are the seed document's
+(`base_delay_ms`, `operation_timeout_seconds`); `recovery_timeout` and `timeout` are seconds or a
+timedelta; whatever is new says its unit in its name.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from limits import parse as parse_limit
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from llmkg_otel._config_sources import CheckedModelMeta, check_environment, file_source
+
+__all__ = [
+    "AlertingConfig",
+    "CircuitBreakerConfig",
+    "EngineConfig",
+    "HealthCheckConfig",
+    "MonitoringConfig",
+    "OperationConfig",
+    "ProductionConfig",
+    "RateLimitConfig",
+    "RateLimitRule",
+    "ResourceLimits",
+    "RetryConfig",
+    "ServerConfig",
+    "ShutdownConfig",
+]
+
+
+def _seconds(value: object) -> object:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel, metaclass=CheckedModelMeta):
+    """A frozen group of options; building one with a bad value raises ConfigurationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RetryConfig(Section):
+    """How often, and how patiently, a failed operation is tried again.
+
+    The delay before retry n (n = 1, 2, ...) is drawn evenly from [(1 - jitter_factor) * d, d] with
+    d = min(max_delay_ms, base_delay_ms * backoff_multiplier ** (n - 1)). A jitter_factor of 1 is AWS's
+    "full jitter". `max_retries` counts retries, not attempts: 0 means one attempt.
+    """
+
+    max_retries: int = Field(default=3, ge=0, le=100)
+    base_delay_ms: Milliseconds = 100.0
+    max_delay_ms: Milliseconds = 5000.0
+    backoff_multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    jitter_factor: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _max_is_not_below_base(self) -> Self:
+        if self.max_delay_ms < self.base_delay_ms:
+            raise ValueError(f"max_delay_ms must be at least base_delay_ms ({self.base_delay_ms:g})")
+        return self
+
+
+class CircuitBreakerConfig(Section):
+    """When an operation's circuit opens, and how it closes again.
+
+    `failure_threshold` consecutive failures open it. After `recovery_timeout` (seconds) at most
+    `half_open_max_probes` calls at a time are let through; `success_threshold` successes close it and
+    one failure opens it again. `timeout` (seconds) bounds each attempt and counts as a failure.
+    """
+
+    enabled: bool = True
+    failure_threshold: Count = 5
+    recovery_timeout: Seconds = 60.0
+    success_threshold: Count = 3
+    timeout: Seconds = 10.0
+    half_open_max_probes: Count = 1
+
+
+class RateLimitRule(Section):
+    """A token bucket: `requests_per_second` on average, `burst_capacity` at once.
+
+    Also accepts the `limits` library's notation: "100/second" or "600 per 5 minutes" gives that
+    average, with the whole amount as the burst. `burst_capacity` None means one second's worth.
+    """
+
+    requests_per_second: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    burst_capacity: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_notation(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            item = parse_limit(value)
+        except ValueError:
+            raise ValueError('a rate is written like "100/second" or "600 per 5 minutes"') from None
+        return {"requests_per_second": item.amount / item.get_expiry(), "burst_capacity": item.amount}
+
+    @property
+    def burst(self) -> float:
+        """Bucket size in calls."""
+        return float(self.burst_capacity or max(1.0, self.requests_per_second))
+
+
+class RateLimitConfig(RateLimitRule):
+    """The global limit, and one that each user gets (None: users share the global one)."""
+
+    enabled: bool = True
+    burst_capacity: Count | None = 200
+    per_user: RateLimitRule | None = None
+
+
+class ResourceLimits(Section):
+    """What the process may use before new calls are refused.
+
+    `max_memory_bytes` and `max_cpu_percent` (of the CPUs this process may use, 0 to 100) are compared
+    with samples taken off the request path. `max_queue_wait_seconds` bounds the wait for a permit, and
+    `max_queued_operations` how many may wait. `operation_timeout_seconds` is a call's total deadline.
+    """
+
+    max_memory_bytes: Count = 2_000_000_000
+    max_cpu_percent: float = Field(default=80.0, gt=0, le=100)
+    max_concurrent_operations: Count = 1000
+    max_queued_operations: int = Field(default=1000, ge=0)
+    max_queue_wait_seconds: Seconds = 1.0
+    max_request_size_bytes: Count = 10_000_000
+    max_response_size_bytes: Count = 50_000_000
+    operation_timeout_seconds: Seconds = 30.0
+
+
+class MonitoringConfig(Section):
+    """Logs, and the collected points that status and alerts read.
+
+    `log_level` "debug" adds each call's start and end. `metric_retention_seconds` and
+    `max_metric_points` (per series) bound what alert rules can look back on.
+    """
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v),
+    ] = "info"
+    enable_alerting: bool = True
+    alert_check_interval_seconds: Seconds = 30.0
+    max_metric_points: Count = 1000
+    metric_retention_seconds: Seconds = 3600.0
+
+
+class AlertingConfig(Section):
+    """Which Prometheus rule files are evaluated in process, and whether the built-in rules are too."""
+
+    default_rules: bool = True
+    rule_files: tuple[Path, ...] = ()
+
+
+class HealthCheckConfig(Section):
+    """How often components are checked, how long a check may take, how many failures make a fail."""
+
+    check_interval_seconds: Seconds = 10.0
+    check_timeout_seconds: Seconds = 2.0
+    failure_threshold: Count = 3
+    history_size: Count = 100
+
+
+class ShutdownConfig(Section):
+    """How long each phase of a graceful shutdown may take.
+
+    For `lame_duck_seconds` readiness fails while everything is still served, so that load balancers
+    turn away first. Then calls in flight get `graceful_timeout_seconds`, clean-up handlers
+    `cleanup_timeout_seconds` each, and telemetry `flush_timeout_seconds`.
+    """
+
+    lame_duck_seconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
+    graceful_timeout_seconds: Seconds = 30.0
+    cleanup_timeout_seconds: Seconds = 10.0
+    flush_timeout_seconds: Seconds = 5.0
+
+
+class OperationConfig(Section):
+    """One operation's own policies; None takes the system's default.
+
+    `timeout` is the total deadline (seconds) over all attempts. `idempotent` says that repeating the
+    operation after an unknown outcome (a timeout) is harmless: only then is a timeout retried.
+    """
+
+    rate_limit: RateLimitRule | None = None
+    retry: RetryConfig | None = None
+    circuit_breaker: CircuitBreakerConfig | None = None
+    timeout: Seconds | None = None
+    max_concurrent: Count | None = None
+    idempotent: bool = False
+
+
+class EngineConfig(Section):
+    """Where `llmkg-otel serve` keeps the embedded engine's file, and how many nodes it may hold."""
+
+    path: Path = Path("llmkg.db")
+    max_nodes: Count = 1_000_000
+
+
+class ServerConfig(Section):
+    """Addresses of the MCP server and of the operators' port, and who may call.
+
+    `jwks_uri` (with `issuer` and `audience`) verifies JSON Web Tokens; `auth_tokens` on the root is
+    the simple alternative. `operator_token` opens /status when the operators' port is not on loopback.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    path: str = Field(default="/mcp", pattern=r"^/[\w./-]*$")
+    ops_host: str = "127.0.0.1"
+    ops_port: Port = 9464
+    jwks_uri: str | None = Field(default=None, pattern=r"^https?://")
+    issuer: str | None = None
+    audience: str | None = None
+    operator_token: SecretStr | None = Field(default=None, min_length=16)
+    insecure: bool = False
+
+
+def _token_pairs(value: object) -> object:
+    """Read "name=token,name=token"; a mapping passes through."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not name.strip() or not token.strip() for name, _, token in pairs):
+        raise ValueError("tokens are written name=token,name=token")
+    names = [name.strip() for name, _, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("each name may have one token")
+    return {name.strip(): token.strip() for name, _, token in pairs}
+
+
+TokenPairs = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_token_pairs)]
+
+
+class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
+    """The whole configuration. Build it with keyword arguments, or `load()` it with a file as well.
+
+    Environment: `LLMKG_` and the field's path joined with `__`, for example
+    `LLMKG_RATE_LIMITING__REQUESTS_PER_SECOND=50`. `LLMKG_AUTH_TOKENS` holds name=token pairs.
+    Raises ConfigurationError that lists every wrong field with its path, value and what is allowed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLMKG_", env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
+    )
+
+    monitoring: MonitoringConfig = MonitoringConfig()
+    rate_limiting: RateLimitConfig = RateLimitConfig()
+    resources: ResourceLimits = ResourceLimits()
+    retry: RetryConfig = RetryConfig()
+    circuit_breaker: CircuitBreakerConfig = CircuitBreakerConfig()
+    health: HealthCheckConfig = HealthCheckConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    alerting: AlertingConfig = AlertingConfig()
+    server: ServerConfig = ServerConfig()
+    engine: EngineConfig = EngineConfig()
+    operations: dict[str, OperationConfig] = Field(default_factory=dict)
+    auth_tokens: TokenPairs = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, file: Path | str | None = None, **arguments: Any) -> Self:
+        """Read a YAML or TOML file (by its suffix), the environment, and the arguments, in that order."""
+        with file_source.reading(file):
+            return cls(**arguments)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - fixed by pydantic-settings
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources from the strongest to the weakest."""
+        check_environment(settings_cls)
+        return init_settings, env_settings, file_source.source(settings_cls)
