@@ -16,7 +16,6 @@ __all__ = [
     "AlertChanged",
     "BreakerTransitioned",
     "CallObserver",
-    "CallRejected",
     "Event",
     "HealthChanged",
     "HealthChecked",
@@ -26,16 +25,6 @@ __all__ = [
     "RetryScheduled",
     "ShutdownPhaseEnded",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class CallRejected:
-    """A call was refused. `reason` is the error's; `scope` names the rule, pool or breaker."""
-
-    operation: str
-    reason: str
-    scope: str
-    retry_after: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +105,7 @@ class AlertChanged:
 
 
 Event = (
-    CallRejected
-    | RetryScheduled
+    RetryScheduled
     | BreakerTransitioned
     | PermitWaited
     | HealthChecked

@@ -19,6 +19,7 @@ __all__ = [
     "KnowledgeEngine",
     "Passage",
     "SearchMode",
+    "SupportsAnswer",
     "SupportsBackup",
     "SupportsNativeQuery",
 ]
@@ -138,6 +139,15 @@ class KnowledgeEngine(Protocol):
 
     async def aclose(self) -> None:
         """Finish writes in progress, checkpoint, close. Closing twice does nothing."""
+        ...
+
+
+@runtime_checkable
+class SupportsAnswer(Protocol):
+    """An engine that can put an answer into words; without it the tools give evidence only."""
+
+    async def answer(self, question: str) -> str:
+        """Return an answer in prose."""
         ...
 
 

@@ -1,0 +1,38 @@
+"""Threads that cannot keep the process alive."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+__all__ = ["in_daemon_thread"]
+
+T = TypeVar("T")
+
+
+def in_daemon_thread(function: Callable[[], T], name: str) -> Future[T]:
+    """Run `function` on a new daemon thread with the context copied, and return its future.
+
+    A thread that hangs is left behind and does not keep the process alive, which those of
+    ThreadPoolExecutor and anyio do. It cannot be cancelled. The future holds what was returned or
+    raised; an exit, an interrupt or a StopIteration, which a future cannot carry to a loop, arrives as
+    RuntimeError.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(function)
+        except BaseException as error:  # noqa: BLE001 - the future tells who waits for it
+            carried = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            future.set_exception(error if carried else RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future

@@ -1,0 +1,116 @@
+"""One alert rule's alerts, and how an evaluation's result moves them: pure, no clock, no store.
+
+Source: Prometheus 3.5 `rules/alerting.go`, AlertingRule.Eval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from llmkg_otel.alerting.promql import EvaluationError, Labels, Sample
+from llmkg_otel.alerting.promql.values import labels_of, without
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmkg_otel.alerting.rules import AlertRule
+
+__all__ = ["ActiveAlert", "Alerts", "Transition", "next_alerts"]
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveAlert:
+    """One alert that is pending or firing.
+
+    `active_since`, `fired_at` (None while pending) and `keep_firing_since` (None unless only
+    keep_firing_for holds it up) are seconds since the epoch; `value` is the newest.
+    """
+
+    alert: str
+    labels: Labels
+    annotations: Labels
+    state: Literal["pending", "firing"]
+    active_since: float
+    fired_at: float | None
+    value: float
+    keep_firing_since: float | None = None
+
+
+Alerts = dict[Labels, ActiveAlert]
+"""A rule's alerts by their labels; replaced whole, never changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The alerts after an evaluation, and which of them began to fire or were resolved in it."""
+
+    alerts: Alerts
+    fired: tuple[ActiveAlert, ...]
+    resolved: tuple[ActiveAlert, ...]
+
+
+def next_alerts(rule: AlertRule, before: Alerts, samples: list[Sample], now: float) -> Transition:
+    """Return a rule's alerts after it yielded `samples` at `now` (seconds).
+
+    Raises EvaluationError when two samples become one alert.
+    """
+    found = _found(rule, samples, now)
+    after: Alerts = {}
+    resolved = []
+    for labels, alert in before.items():
+        seen = found.pop(labels, None)
+        if seen is not None:
+            after[labels] = replace(
+                alert, value=seen.value, annotations=seen.annotations, keep_firing_since=None
+            )
+        elif _kept_firing(rule, alert, now):
+            after[labels] = replace(alert, keep_firing_since=alert.keep_firing_since or now)
+        elif alert.state == "firing":
+            resolved.append(alert)
+    after.update(found)
+    fired = []
+    for labels, alert in after.items():
+        if alert.state == "pending" and _milliseconds(now - alert.active_since) >= _milliseconds(
+            rule.for_seconds
+        ):
+            after[labels] = replace(alert, state="firing", fired_at=now)
+            fired.append(after[labels])
+    return Transition(after, tuple(fired), tuple(resolved))
+
+
+def _found(rule: AlertRule, samples: list[Sample], now: float) -> Alerts:
+    found: Alerts = {}
+    for labels, value in samples:
+        named = dict(without(labels, frozenset({"__name__"})))
+        named |= {name: template.expand(labels, value) for name, template in rule.labels}
+        key = labels_of(named | {"alertname": rule.name})
+        if key in found:
+            raise EvaluationError(
+                "vector contains metrics with the same labelset after applying alert labels"
+            )
+        annotations = labels_of((name, template.expand(labels, value)) for name, template in rule.annotations)
+        found[key] = ActiveAlert(rule.name, key, annotations, "pending", now, None, value)
+    return found
+
+
+def _kept_firing(rule: AlertRule, alert: ActiveAlert, now: float) -> bool:
+    if alert.state != "firing" or rule.keep_firing_seconds == 0:
+        return False
+    since = now if alert.keep_firing_since is None else alert.keep_firing_since
+    return _milliseconds(now - since) < _milliseconds(rule.keep_firing_seconds)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def alert_series(rule: AlertRule, alerts: Alerts) -> list[tuple[str, Mapping[str, str], float]]:
+    """Return the ALERTS and ALERTS_FOR_STATE series that Prometheus, too, writes for a rule's alerts."""
+    written = {name: template.text for name, template in rule.labels}
+    series: list[tuple[str, Mapping[str, str], float]] = []
+    for labels, alert in alerts.items():
+        named = written | dict(labels)
+        series.append(("ALERTS", named | {"alertstate": alert.state}, 1.0))
+        series.append(("ALERTS_FOR_STATE", named, float(int(alert.active_since))))
+    return series

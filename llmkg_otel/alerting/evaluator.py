@@ -1,0 +1,180 @@
+"""Rules evaluated in process, at the instants and with the states that Prometheus would give them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+from llmkg_otel.alerting.alert_state import ActiveAlert, Alerts, alert_series, next_alerts
+from llmkg_otel.alerting.promql import EvaluationError
+from llmkg_otel.alerting.promql.values import METRIC_NAME, labels_of
+from llmkg_otel.alerting.rules import AlertRule, RecordingRule
+from llmkg_otel.events import AlertChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llmkg_otel.alerting.rules import RuleGroup
+    from llmkg_otel.alerting.samples import SampleStore
+    from llmkg_otel.events import Observer
+
+__all__ = ["ActiveAlert", "AlertEvaluator", "AlertState", "RuleFailure"]
+
+AlertState = Literal["inactive", "pending", "firing", "unknown"]
+_RANK: tuple[AlertState, ...] = ("inactive", "pending", "unknown", "firing")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFailure:
+    """A rule whose last evaluation raised; the others went on without it."""
+
+    group: str
+    rule: str
+    file: str
+    line: int
+    error: Exception
+
+
+@dataclass(slots=True)
+class _Rule:
+    """A rule's state: its alerts and its failure are replaced whole, so a reader needs no lock."""
+
+    group: RuleGroup
+    rule: AlertRule | RecordingRule
+    source: str
+    alerts: Alerts = field(default_factory=dict)
+    failure: RuleFailure | None = None
+
+
+class AlertEvaluator:
+    """Evaluates rule groups on a store's samples and reports alerts that fire or are resolved.
+
+    `evaluate` belongs to one thread at a time (a second waits); `active`, `states` and `errors` may be
+    called on any, and never wait for an evaluation. `clock` gives seconds since the epoch. Emits
+    AlertChanged when an alert begins to fire and when a firing one is resolved.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[RuleGroup],
+        store: SampleStore,
+        observer: Observer,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._observer = observer
+        self._clock = clock
+        self._evaluating = Lock()
+        self._groups = [(group, [_Rule(group, rule, "") for rule in group.rules]) for group in groups]
+        self._due: list[float | None] = [None] * len(self._groups)
+        for number, (_, rules) in enumerate(self._groups):
+            for position, state in enumerate(rules):
+                state.source = f"rule {number}.{position}"
+
+    def evaluate(self, now: float | None = None) -> None:
+        """Evaluate every group that is due at `now` (seconds; None: the clock's), its rules in order.
+
+        A recording rule's samples are in the store for the rules after it. A rule that raises is kept in
+        `errors` until it works again; its alerts stay as they were.
+        """
+        at = self._clock() if now is None else now
+        with self._evaluating:
+            for number, (group, rules) in enumerate(self._groups):
+                if self._is_due(number, group, at):
+                    for state in rules:
+                        self._evaluate_rule(state, at)
+
+    def active(self) -> tuple[ActiveAlert, ...]:
+        """Return the alerts that are pending or firing now."""
+        return tuple(alert for state in self._states() for alert in state.alerts.values())
+
+    def states(self) -> Mapping[tuple[str, str], AlertState]:
+        """Return the state of each alert rule by its name and severity.
+
+        Of several rules or alerts with one name and severity the most urgent counts: firing, unknown (its
+        last evaluation failed), pending, inactive. The severity is the rule's own label.
+        """
+        result: dict[tuple[str, str], AlertState] = {}
+        for state in self._states():
+            if isinstance(state.rule, AlertRule):
+                key = state.rule.name, state.rule.severity
+                result[key] = max(result.get(key, "inactive"), _state_of(state), key=_RANK.index)
+        return result
+
+    def errors(self) -> tuple[RuleFailure, ...]:
+        """Return the rules whose last evaluation failed."""
+        failures = (state.failure for state in self._states())
+        return tuple(failure for failure in failures if failure is not None)
+
+    def _states(self) -> list[_Rule]:
+        return [state for _, rules in self._groups for state in rules]
+
+    def _is_due(self, number: int, group: RuleGroup, now: float) -> bool:
+        interval = group.interval_seconds
+        if interval is None:
+            return True
+        due = self._due[number]
+        if due is not None and now < due - min(1.0, interval / 10):  # a timer may be a little early
+            return False
+        following = now if due is None or now >= due + interval else due
+        self._due[number] = following + interval
+        return True
+
+    def _evaluate_rule(self, state: _Rule, now: float) -> None:
+        rule = state.rule
+        try:
+            if isinstance(rule, AlertRule):
+                self._evaluate_alert(state, rule, now)
+            else:
+                self._record(state, rule, now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other rules
+            if state.failure is None:
+                _logger.warning("Alert rule %s cannot be evaluated: %s", rule.name, error)
+            state.failure = RuleFailure(state.group.name, rule.name, state.group.file, rule.line, error)
+        else:
+            state.failure = None
+
+    def _evaluate_alert(self, state: _Rule, rule: AlertRule, now: float) -> None:
+        samples = rule.expression.evaluate(self._store, now)
+        transition = next_alerts(rule, state.alerts, samples, now)
+        state.alerts = transition.alerts
+        self._store.append(now, alert_series(rule, transition.alerts), source=state.source)
+        for alert in transition.fired:
+            self._observer.on_event(_changed(alert, firing=True))
+        for alert in transition.resolved:
+            self._observer.on_event(_changed(alert, firing=False))
+
+    def _record(self, state: _Rule, rule: RecordingRule, now: float) -> None:
+        vector = rule.expression.evaluate(self._store, now)
+        recorded = {}
+        for labels, value in vector:
+            named = dict(labels) | dict(rule.labels)
+            named.pop(METRIC_NAME, None)
+            recorded[labels_of(named)] = value
+        if len(recorded) < len(vector):
+            raise EvaluationError("vector contains metrics with the same labelset after applying rule labels")
+        samples = ((rule.name, dict(labels), value) for labels, value in recorded.items())
+        self._store.append(now, samples, source=state.source)
+
+
+def _state_of(state: _Rule) -> AlertState:
+    if state.failure is not None:
+        return "unknown"
+    if any(alert.state == "firing" for alert in state.alerts.values()):
+        return "firing"
+    return "pending" if state.alerts else "inactive"
+
+
+def _changed(alert: ActiveAlert, *, firing: bool) -> AlertChanged:
+    return AlertChanged(
+        alert=alert.alert,
+        severity=dict(alert.labels).get("severity", "none"),
+        firing=firing,
+        labels=alert.labels,
+        summary=dict(alert.annotations).get("summary", ""),
+        value=alert.value,
+    )

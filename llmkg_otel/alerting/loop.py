@@ -1,0 +1,94 @@
+"""The alert loop: collect, keep, evaluate, at an interval and beside the requests.
+
+A daemon thread and an Event, not a task: collecting runs other people's callbacks and takes their locks,
+and evaluating is pure computation, so on the event loop both would stand in every request's way; the
+loop's shared executor may be full of hung engine calls exactly when an alert matters. `Event.wait` ends
+at once on stop, and a daemon cannot hold up the end of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmkg_otel.alerting.evaluator import AlertEvaluator
+    from llmkg_otel.alerting.samples import SampleStore
+
+__all__ = ["AlertLoop", "Collect"]
+
+Collect = Callable[[], Iterable[tuple[str, Mapping[str, str], float]]]
+_logger = logging.getLogger(__name__)
+
+
+class AlertLoop:
+    """Every `interval_seconds`: `collect()` into the store, then evaluate.
+
+    Started and stopped once each, from any thread. `clock` stamps the samples (seconds since the epoch);
+    the pace is kept by the monotonic clock, without drift, and an interval that was missed is left out.
+    A `collect` that raises counts as a collection of nothing, like a failed scrape: every series becomes
+    stale. `on_evaluated` (None: nobody) is told how many seconds each evaluation took.
+    """
+
+    def __init__(
+        self,
+        evaluator: AlertEvaluator,
+        store: SampleStore,
+        collect: Collect,
+        interval_seconds: float,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_evaluated: Callable[[float], None] | None = None,
+    ) -> None:
+        self._evaluator = evaluator
+        self._store = store
+        self._collect = collect
+        self._interval = interval_seconds
+        self._clock = clock
+        self._on_evaluated = on_evaluated
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="llmkg-alerts", daemon=True)
+        self.collect_error: Exception | None = None
+        """Why the last collection failed; None when it did not."""
+
+    def start(self) -> None:
+        """Begin; the first collection is at once."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 5.0) -> bool:
+        """Ask for the end and wait for it at most this long; say whether it came."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def run_once(self) -> None:
+        """Collect and evaluate on the caller's thread."""
+        now = self._clock()
+        try:
+            samples = list(self._collect())
+        except Exception as error:  # noqa: BLE001 - a collection that fails must not end the alerts
+            if self.collect_error is None:
+                _logger.warning("Metrics cannot be collected for alerts: %s", error)
+            self.collect_error, samples = error, []
+        else:
+            self.collect_error = None
+        self._store.append(now, samples)
+        started = time.perf_counter()
+        self._evaluator.evaluate(now)
+        if self._on_evaluated is not None:
+            self._on_evaluated(time.perf_counter() - started)
+
+    def _run(self) -> None:
+        following = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                self.run_once()
+            except Exception:
+                _logger.exception("The alert loop goes on after an error")
+            now = time.monotonic()
+            following += self._interval * max(1, (now - following) // self._interval + 1)
+            self._stopping.wait(following - now)

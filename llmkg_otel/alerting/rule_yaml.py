@@ -1,0 +1,99 @@
+"""YAML with line numbers: nodes that know where they stand, and say so when they are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import yaml
+
+from llmkg_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
+
+__all__ = ["Field", "read_yaml"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One node of a file; `context` is the rule it belongs to, for messages."""
+
+    node: yaml.Node
+    file: str
+    context: str = ""
+
+    @property
+    def line(self) -> int:
+        """The line it begins on, 1-based."""
+        return int(self.node.start_mark.line) + 1
+
+    def named(self, context: str) -> Field:
+        """Return the same node, speaking for a rule."""
+        return replace(self, context=context)
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raise ConfigurationError with file, line and rule."""
+        where = f"{self.context}: " if self.context else ""
+        raise ConfigurationError(f"{self.file}:{self.line}: {where}{reason}")
+
+    def checked(self, build: Callable[[], T]) -> T:
+        """Return what `build` returns; a ConfigurationError of its gets file, line and rule."""
+        try:
+            return build()
+        except ConfigurationError as error:
+            self.fail(str(error))
+
+    def text(self, what: str) -> str:
+        """Return a scalar's text, whatever its YAML type is; null is empty, as in Prometheus."""
+        if not isinstance(self.node, yaml.ScalarNode):
+            self.fail(f"{what} must be a text")
+        return "" if self.node.tag == "tag:yaml.org,2002:null" else str(self.node.value)
+
+    def sequence(self, what: str) -> list[Field]:
+        """Return the items of a list; null is empty."""
+        if self._null():
+            return []
+        if not isinstance(self.node, yaml.SequenceNode):
+            self.fail(f"{what} must be a list")
+        return [replace(self, node=item) for item in self.node.value]
+
+    def mapping(
+        self, what: str, known: AbstractSet[str] | None, *, later: AbstractSet[str] = frozenset()
+    ) -> dict[str, Field]:
+        """Return the values of a mapping; a key not in `known` (None: any) or given twice is an error."""
+        if self._null():
+            return {}
+        if not isinstance(self.node, yaml.MappingNode):
+            self.fail(f"{what} must be a mapping")
+        found: dict[str, Field] = {}
+        for key_node, value_node in self.node.value:
+            key = replace(self, node=key_node)
+            name = key.text("a key")
+            if name in later:
+                key.fail(f"not supported yet: field {name!r} of {what}")
+            if known is not None and name not in known:
+                key.fail(f"{what} has no field {name!r}; it has {', '.join(sorted(known))}")
+            if name in found:
+                key.fail(f"{name!r} is given twice")
+            found[name] = replace(self, node=value_node)
+        return found
+
+    def _null(self) -> bool:
+        return isinstance(self.node, yaml.ScalarNode) and self.node.tag == "tag:yaml.org,2002:null"
+
+
+def read_yaml(text: str, file: str) -> Field | None:
+    """Return the root of a YAML document, None when it is empty; raise ConfigurationError with the line."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        raise ConfigurationError(f"{file}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigurationError(f"{file}:1: not valid YAML: {type(error).__name__} {error}") from None
+    return None if node is None else Field(node, file)

@@ -1,0 +1,209 @@
+"""Prometheus rule files: loaded, checked and compiled before anything is evaluated.
+
+Source: Prometheus `model/rulefmt` (the format) and its own messages, with the line in the file added.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from llmkg_otel.alerting.promql import Expression
+from llmkg_otel.alerting.rule_yaml import Field, read_yaml
+from llmkg_otel.alerting.templates import Template
+from llmkg_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["AlertRule", "RecordingRule", "RuleFile", "RuleGroup", "load_default_rules", "load_rules"]
+
+_DURATION = re.compile(
+    r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
+)
+_UNITS = (365 * 86400, 7 * 86400, 86400, 3600, 60, 1, 0.001)
+_METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """An alert: it fires for each sample that the expression yields for `for_seconds` on end.
+
+    It goes on firing for `keep_firing_seconds` after the last one. `line` is where it stands in its file.
+    """
+
+    name: str
+    expression: Expression
+    for_seconds: float
+    keep_firing_seconds: float
+    labels: tuple[tuple[str, Template], ...]
+    annotations: tuple[tuple[str, Template], ...]
+    line: int
+
+    @property
+    def severity(self) -> str:
+        """The severity label when it is the same for every alert, "none" without one, else "_OTHER"."""
+        template = dict(self.labels).get("severity")
+        if template is None:
+            return "none"
+        return template.text if template.static else "_OTHER"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingRule:
+    """A metric that is computed: the expression's samples under the name `name`, `labels` added."""
+
+    name: str
+    expression: Expression
+    labels: tuple[tuple[str, str], ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuleGroup:
+    """Rules that are evaluated in order, every `interval_seconds` (None: at every evaluation)."""
+
+    name: str
+    file: str
+    interval_seconds: float | None
+    rules: tuple[AlertRule | RecordingRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFile:
+    """What a file holds, and warnings: rules that need more look-back than is retained."""
+
+    groups: tuple[RuleGroup, ...]
+    warnings: tuple[str, ...]
+
+
+def load_rules(path: Path | str, *, retention_seconds: float | None = None) -> RuleFile:
+    """Load a Prometheus rule file.
+
+    `retention_seconds` is how far back samples are kept (None: do not check). Raises ConfigurationError
+    that names file, line, rule and the part at fault: for a file that cannot be read, is no rule file, or
+    uses PromQL or templates that are not evaluated exactly here.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error}") from None
+    return _parse(text, str(file), retention_seconds)
+
+
+def load_default_rules(*, retention_seconds: float | None = None) -> RuleFile:
+    """Load the rules that ship with this layer, on its own metrics."""
+    resource = resources.files("llmkg_otel.alerting") / "default_rules.yaml"
+    return _parse(resource.read_text("utf-8"), "default_rules.yaml", retention_seconds)
+
+
+def _parse(text: str, file: str, retention_seconds: float | None) -> RuleFile:
+    root = read_yaml(text, file)
+    if root is None:
+        return RuleFile((), ())
+    fields = root.mapping("a rule file", {"groups"})
+    groups: list[RuleGroup] = []
+    for item in fields["groups"].sequence("groups") if "groups" in fields else ():
+        group = _group(item, file)
+        if any(group.name == other.name for other in groups):
+            item.fail(f'group name "{group.name}" is repeated in the same file')
+        groups.append(group)
+    warnings = () if retention_seconds is None else tuple(_too_short(groups, retention_seconds))
+    return RuleFile(tuple(groups), warnings)
+
+
+def _too_short(groups: list[RuleGroup], retention_seconds: float) -> list[str]:
+    return [
+        f"{group.file}:{rule.line}: rule {rule.name} looks back {rule.expression.lookback_seconds:g} s, but "
+        f"samples are kept for {retention_seconds:g} s: it sees less than it asks for"
+        for group in groups
+        for rule in group.rules
+        if rule.expression.lookback_seconds > retention_seconds
+    ]
+
+
+def _group(item: Field, file: str) -> RuleGroup:
+    fields = item.mapping("a group", {"name", "interval", "rules"}, later={"limit", "query_offset", "labels"})
+    name = fields["name"].text("name") if "name" in fields else ""
+    if not name:
+        item.fail("a group needs a name")
+    interval = _duration(fields, "interval")
+    rules = fields["rules"].sequence("rules") if "rules" in fields else ()
+    return RuleGroup(name, file, interval or None, tuple(_rule(rule) for rule in rules))
+
+
+_ALERT_FIELDS = {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
+
+
+def _rule(item: Field) -> AlertRule | RecordingRule:
+    fields = item.mapping("a rule", _ALERT_FIELDS | {"record"})
+    alert, record = (fields[key].text(key) if key in fields else "" for key in ("alert", "record"))
+    if bool(alert) == bool(record):
+        item.fail(
+            "only one of 'record' and 'alert' must be set"
+            if alert
+            else "one of 'record' or 'alert' must be set"
+        )
+    named = item.named(f"rule {alert or record}")
+    if "expr" not in fields or not fields["expr"].text("expr").strip():
+        named.fail("field 'expr' must be set")
+    expr = fields["expr"].named(named.context)
+    expression = expr.checked(lambda: Expression(expr.text("expr")))
+    if record:
+        return _recording(named, fields, record, expression)
+    return AlertRule(
+        alert,
+        expression,
+        _duration(fields, "for"),
+        _duration(fields, "keep_firing_for"),
+        _templates(named, fields, "labels"),
+        _templates(named, fields, "annotations"),
+        item.line,
+    )
+
+
+def _recording(named: Field, fields: dict[str, Field], record: str, expression: Expression) -> RecordingRule:
+    for key in ("annotations", "for", "keep_firing_for"):
+        if key in fields:
+            named.fail(f"field {key!r} has no place in a recording rule")
+    if not _METRIC_NAME.fullmatch(record):
+        named.fail(f"{record!r} is no metric name")
+    return RecordingRule(record, expression, tuple(_texts(named, fields, "labels")), named.line)
+
+
+def _texts(named: Field, fields: dict[str, Field], key: str) -> list[tuple[str, str]]:
+    if key not in fields:
+        return []
+    items = fields[key].named(named.context).mapping(key, None)
+    for name, item in items.items():
+        if not _LABEL_NAME.fullmatch(name) or (key == "labels" and name == "__name__"):
+            item.fail(f"{name!r} is no valid name in {key}")
+    return [(name, item.text(name)) for name, item in items.items()]
+
+
+def _templates(named: Field, fields: dict[str, Field], key: str) -> tuple[tuple[str, Template], ...]:
+    def compiled(text: str) -> Callable[[], Template]:
+        return lambda: Template(text)
+
+    return tuple((name, named.checked(compiled(text))) for name, text in _texts(named, fields, key))
+
+
+def _duration(fields: dict[str, Field], key: str) -> float:
+    if key not in fields:
+        return 0.0
+    text = fields[key].text(key)
+    found = _DURATION.fullmatch(text)
+    if text == "0":
+        return 0.0
+    if found is None or not text:
+        _refuse_duration(fields[key], key, text)
+    return float(sum(int(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part))
+
+
+def _refuse_duration(item: Field, key: str, text: str) -> NoReturn:
+    item.fail(f"{key}: {text!r} is no duration; write one as 30s, 5m or 1h30m")

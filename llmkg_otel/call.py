@@ -1,0 +1,102 @@
+"""One protected call, from admission to outcome, and what the code inside it may ask about it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextvars import ContextVar
+from typing import Any
+
+__all__ = ["Call", "current_call", "remaining_time"]
+
+
+class Call:
+    """The state of one protected call; made by the pipeline, seen by policies and the observer.
+
+    `started` and `deadline` are seconds of the monotonic clock. `attempts` counts times the engine was
+    called. `span_owner` False means that an MCP or database span around the call is enriched instead of
+    opening one. `task` is the task it runs in, None in a thread. `span` and `scope` are the observer's.
+    """
+
+    __slots__ = (
+        "_cancelling",
+        "_timed_out",
+        "_timer",
+        "attempts",
+        "correlation_id",
+        "deadline",
+        "nested",
+        "operation",
+        "scope",
+        "span",
+        "span_owner",
+        "started",
+        "task",
+        "timeout",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        operation: str,
+        timeout: float,
+        *,
+        user_id: str | None = None,
+        correlation_id: str | None = None,
+        span_owner: bool = True,
+    ) -> None:
+        parent = _current.get()
+        self.operation = operation
+        self.timeout = timeout
+        self.started = now = time.monotonic()
+        self.deadline = now + timeout
+        self.nested = parent is not None
+        self.user_id = user_id
+        self.correlation_id = correlation_id
+        if parent is not None:
+            self.deadline = min(self.deadline, parent.deadline)
+            self.user_id = user_id or parent.user_id
+            self.correlation_id = correlation_id or parent.correlation_id
+        self.span_owner = span_owner
+        self.attempts = 0
+        self.span: Any = None
+        self.scope: Any = None
+        self.task: asyncio.Task[Any] | None = None
+
+    def start_timer(self, task: asyncio.Task[Any], seconds: float) -> None:
+        """Cancel the task after `seconds`, unless `stop_timer` comes first. One timer at a time.
+
+        What asyncio.timeout does, at a third of its 4 us: it is on the path of every attempt.
+        """
+        self._timed_out = False
+        self._cancelling = task.cancelling()
+        self._timer = task.get_loop().call_later(seconds, self._time_is_up, task)
+
+    def _time_is_up(self, task: asyncio.Task[Any]) -> None:
+        self._timed_out = True
+        task.cancel()
+
+    def stop_timer(self, task: asyncio.Task[Any]) -> bool:
+        """End the watch; True if the time was up and nobody else has cancelled the task meanwhile."""
+        self._timer.cancel()
+        return self._timed_out and task.uncancel() <= self._cancelling
+
+    def remaining(self) -> float:
+        """Return the seconds left until the deadline; negative once it has passed."""
+        return self.deadline - time.monotonic()
+
+
+_current: ContextVar[Call | None] = ContextVar("llmkg_call", default=None)
+enter = _current.set
+leave = _current.reset
+
+
+def current_call() -> Call | None:
+    """Return the protected call that this code runs in, also in threads the layer started; else None."""
+    return _current.get()
+
+
+def remaining_time() -> float | None:
+    """Return the seconds an operation has left before its deadline, or None outside a protected call."""
+    call = _current.get()
+    return None if call is None else call.remaining()

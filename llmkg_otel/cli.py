@@ -1,0 +1,120 @@
+"""The command line: serve, demo, doctor, config."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llmkg_otel._config_sources import describe
+from llmkg_otel.config import ProductionConfig
+from llmkg_otel.errors import ConfigurationError
+
+__all__ = ["main"]
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 well, 1 not well, 2 for wrong use or configuration."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except (ConfigurationError, OSError) as error:
+        print(f"llmkg-otel: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = "demo" if options.name == "demo" else "server"
+        print(f"llmkg-otel: {error.name} is missing: pip install 'llmkg-otel[{extra}]'", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmkg-otel", description=__doc__)
+    parser.add_argument("--version", action="version", version=version("llmkg-otel"))
+    commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
+    _add_serve(commands)
+    demo = commands.add_parser("demo", help="run the server under real load and faults; check the books")
+    demo.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds of load (20)")
+    demo.add_argument("--json", action="store_true", help="print the summary as JSON")
+    demo.add_argument("--keep", action="store_true", help="go on serving afterwards, until Ctrl-C")
+    demo.set_defaults(command=_demo)
+    doctor = commands.add_parser("doctor", help="check that the installed packages fit together")
+    doctor.set_defaults(command=_doctor)
+    config = commands.add_parser("config", help="show the effective configuration, or its JSON schema")
+    config.add_argument("what", choices=["show", "schema"])
+    config.add_argument("--config", type=Path, metavar="FILE", default=os.environ.get("LLMKG_CONFIG"))
+    config.set_defaults(command=_config)
+    return parser
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="serve the embedded engine over MCP, until SIGTERM")
+    serve.add_argument("--config", type=Path, metavar="FILE", default=os.environ.get("LLMKG_CONFIG"))
+    serve.add_argument("--transport", choices=["http", "stdio"], default="http")
+    serve.add_argument("--host", help="address of the MCP server")
+    serve.add_argument("--port", type=int, help="port of the MCP server; 0 takes a spare one")
+    serve.add_argument("--ops-host", help="address of the operators' port")
+    serve.add_argument("--ops-port", type=int, help="the operators' port; 0 takes a spare one")
+    serve.add_argument("--insecure", action="store_true", default=None, help="serve others without auth")
+    serve.add_argument("--engine-path", type=Path, metavar="FILE", help="the engine's file")
+    serve.set_defaults(command=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from llmkg_otel.server.run import run_embedded  # noqa: PLC0415 - needs the server extra
+
+    report = asyncio.run(run_embedded(_load(options), transport=options.transport))
+    return 0 if report.clean else 1
+
+
+def _load(options: argparse.Namespace) -> ProductionConfig:
+    server = {
+        "host": options.host,
+        "port": options.port,
+        "ops_host": options.ops_host,
+        "ops_port": options.ops_port,
+        "insecure": options.insecure,
+    }
+    given = {
+        "server": {key: value for key, value in server.items() if value is not None},
+        "engine": {"path": options.engine_path} if options.engine_path is not None else {},
+    }
+    return ProductionConfig.load(options.config, **{key: value for key, value in given.items() if value})
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from llmkg_otel.demo.run import run_demo  # noqa: PLC0415 - needs the demo extra
+
+    return run_demo(options.duration, as_json=options.json, keep=options.keep)
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    from llmkg_otel.doctor import findings  # noqa: PLC0415 - reads package metadata
+
+    found = findings()
+    for finding in found:
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.detail}")
+    return 0 if all(finding.ok for finding in found) else 1
+
+
+def _config(options: argparse.Namespace) -> int:
+    if options.what == "schema":
+        print(json.dumps(ProductionConfig.model_json_schema(), indent=2))
+        return 0
+    file = Path(options.config) if options.config else None
+    config = ProductionConfig.load(file)
+    for path, value, origin in describe(config, file, {}):
+        print(f"{path} = {value}  ({origin})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

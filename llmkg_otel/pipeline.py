@@ -1,0 +1,212 @@
+"""The protected call: the order of the policies, and its fast path.
+
+    draining? -> track -> rate limits -> resources -> permits        admission: cheap, in process
+      -> total deadline -> retry -> breaker -> attempt timeout -> the engine's operation
+
+Each step either lets the call pass or raises; whatever was taken is given back in a `finally`.
+Cancellation and exits pass through, recorded, and count against nobody. The first attempt runs
+directly; tenacity is entered only after it has failed. Async and sync share every decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from llmkg_otel import call as current
+from llmkg_otel._threads import in_daemon_thread
+from llmkg_otel.call import Call
+from llmkg_otel.errors import InvalidInputError, OperationTimeoutError
+from llmkg_otel.events import CallObserver
+from llmkg_otel.limiting.rates import RateLimits
+from llmkg_otel.limiting.resources import Resources
+from llmkg_otel.operation import Operation
+from llmkg_otel.recovery.breaker import Ticket
+from llmkg_otel.shutdown.calls import ActiveCalls
+
+__all__ = ["Pipeline"]
+
+T = TypeVar("T")
+
+
+class Pipeline:
+    """Runs calls through the policies of their operation and those of the whole system.
+
+    `caller_errors` are exceptions that blame the caller: never retried, never held against the engine.
+    For tasks and threads alike; holds no state of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        calls: ActiveCalls,
+        rates: RateLimits,
+        resources: Resources,
+        max_wait: float,
+        observer: CallObserver,
+        caller_errors: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self._calls = calls
+        self._rates = rates
+        self._resources = resources
+        self._max_wait = max_wait
+        self._observer = observer
+        self.caller_errors = (InvalidInputError, *caller_errors)
+
+    async def run(self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T]) -> T:
+        """Run a call of `op`; `body` is a coroutine function, or a sync one, which gets a thread."""
+        target = cast("Callable[[], Awaitable[T]]", body) if _is_async(body) else partial(_in_thread, body)
+        call.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
+        error: BaseException | None = None
+        token = current.enter(call)
+        self._observer.call_started(call)
+        try:
+            self._calls.enter(call)
+            pools, held = op.pools, 0
+            try:
+                self._rates.check(op.name, op.rate, call.user_id, call.started)
+                self._resources.check(op.name)
+                for pool in pools:
+                    if not pool.try_acquire():
+                        await pool.acquire(op.name, min(self._max_wait, call.remaining()))
+                    held += 1
+                try:
+                    return await self._attempt(op, call, task, target)
+                except Exception as failure:
+                    if self._is_final(op, call, failure):
+                        raise
+                    return await op.retry.resume(call, failure, partial(self._attempt, op, call, task, target))
+            finally:
+                for pool in pools[:held]:
+                    pool.release()
+                self._calls.leave(call)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._observer.call_ended(call, error)
+            current.leave(token)
+
+    def run_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
+        """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
+        error: BaseException | None = None
+        token = current.enter(call)
+        self._observer.call_started(call)
+        try:
+            self._calls.enter(call)
+            pools, held = op.pools, 0
+            try:
+                self._rates.check(op.name, op.rate, call.user_id, call.started)
+                self._resources.check(op.name)
+                for pool in pools:
+                    if not pool.try_acquire():
+                        pool.acquire_sync(op.name, min(self._max_wait, call.remaining()))
+                    held += 1
+                try:
+                    return self._attempt_sync(op, call, body)
+                except Exception as failure:
+                    if self._is_final(op, call, failure):
+                        raise
+                    return op.retry.resume_sync(call, failure, partial(self._attempt_sync, op, call, body))
+            finally:
+                for pool in pools[:held]:
+                    pool.release()
+                self._calls.leave(call)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._observer.call_ended(call, error)
+            current.leave(token)
+
+    def _is_final(self, op: Operation, call: Call, failure: Exception) -> bool:
+        """Say whether a first failure is not tenacity's business: not reached, or the caller's mistake."""
+        if call.attempts == 0:
+            return True
+        if isinstance(failure, self.caller_errors):
+            op.retry.count("not_retryable")
+            return True
+        return False
+
+    async def _attempt(
+        self, op: Operation, call: Call, task: asyncio.Task[Any], body: Callable[[], Awaitable[T]]
+    ) -> T:
+        seconds = min(op.attempt_timeout, _time_left(op, call))
+        ticket = op.breaker.admit()
+        call.attempts += 1
+        span = self._observer.attempt_started(call) if call.attempts > 1 else None
+        call.start_timer(task, seconds)
+        try:
+            result = await body()
+        except BaseException as raised:
+            error = raised
+            if call.stop_timer(task) and isinstance(raised, asyncio.CancelledError):
+                error = _timeout(op, call, seconds)
+            self._report(op, ticket, error)
+            if span is not None:
+                self._observer.attempt_ended(span, error)
+            if error is raised:
+                raise
+            raise error from None
+        call.stop_timer(task)
+        op.breaker.succeeded(ticket, first=call.attempts == 1)
+        if span is not None:
+            self._observer.attempt_ended(span, None)
+        return result
+
+    def _attempt_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
+        _time_left(op, call)
+        ticket = op.breaker.admit()
+        call.attempts += 1
+        span = self._observer.attempt_started(call) if call.attempts > 1 else None
+        try:
+            result = body()
+        except BaseException as raised:
+            self._report(op, ticket, raised)
+            if span is not None:
+                self._observer.attempt_ended(span, raised)
+            raise
+        op.breaker.succeeded(ticket, first=call.attempts == 1)
+        if span is not None:
+            self._observer.attempt_ended(span, None)
+        return result
+
+    def _report(self, op: Operation, ticket: Ticket, error: BaseException) -> None:
+        if isinstance(error, Exception) and not isinstance(error, self.caller_errors):
+            op.breaker.failed(ticket, error)
+        else:
+            op.breaker.ignored(ticket)
+
+
+def _time_left(op: Operation, call: Call) -> float:
+    """Return the seconds until the call's deadline; raise OperationTimeoutError if it has passed."""
+    remaining = call.deadline - time.monotonic()
+    if remaining <= 0:
+        raise OperationTimeoutError(op.name, "deadline", call.timeout)
+    return remaining
+
+
+def _timeout(op: Operation, call: Call, seconds: float) -> OperationTimeoutError:
+    if seconds < op.attempt_timeout:
+        return OperationTimeoutError(op.name, "deadline", call.timeout)
+    return OperationTimeoutError(op.name, "attempt", seconds)
+
+
+def _is_async(body: Callable[..., Any]) -> bool:
+    code = getattr(body, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
+    if code is not None:
+        return bool(code.co_flags & inspect.CO_COROUTINE)
+    return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(getattr(body, "__call__", None))  # noqa: B004 - not a test for callable
+
+
+async def _in_thread(body: Callable[[], Any]) -> Any:
+    """Run a sync callable in a worker thread, with the caller's context; await what it returns, if need be.
+
+    A cancelled or timed-out call leaves its thread to finish: Python has no way to stop it.
+    """
+    result = await asyncio.wrap_future(in_daemon_thread(body, "llmkg-operation"))
+    return await result if inspect.isawaitable(result) else result

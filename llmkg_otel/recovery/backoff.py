@@ -1,0 +1,49 @@
+"""How long to wait before a retry, and which failures are worth one: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmkg_otel.errors import LlmkgOtelError, OperationTimeoutError
+
+if TYPE_CHECKING:
+    from llmkg_otel.config import RetryConfig
+
+__all__ = ["backoff_seconds", "is_retryable", "retry_after_seconds"]
+
+
+def backoff_seconds(config: RetryConfig, retry: int, random: Callable[[], float]) -> float:
+    """Return the seconds to wait before retry number `retry` (1-based).
+
+    Drawn evenly from [(1 - jitter_factor) * d, d], where d grows by `backoff_multiplier` from
+    `base_delay_ms` up to `max_delay_ms`; `random` returns a float in [0, 1).
+    Source: AWS, "Exponential Backoff And Jitter"; jitter only shortens, so `max_delay_ms` is a bound.
+    """
+    try:
+        delay = config.base_delay_ms * config.backoff_multiplier ** (retry - 1)
+    except OverflowError:
+        delay = math.inf
+    return min(delay, config.max_delay_ms) * (1 - config.jitter_factor * random()) / 1000
+
+
+def retry_after_seconds(error: BaseException) -> float:
+    """Return how long the failed service asked to be left alone (its `retry_after`, s), else 0."""
+    after = getattr(error, "retry_after", None)
+    usable = isinstance(after, int | float) and math.isfinite(after)
+    return max(0.0, float(after)) if usable else 0.0
+
+
+def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
+    """Say whether the same call may succeed, and may be repeated, after this failure.
+
+    Cancellation and exits are not failures. Our own refusals are final, since whoever refused said when
+    to come back. A timeout leaves the outcome unknown: only an idempotent operation is repeated.
+    """
+    if not isinstance(error, Exception):
+        return False
+    if isinstance(error, TimeoutError):
+        deadline = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
+        return idempotent and not deadline
+    return not isinstance(error, LlmkgOtelError)

@@ -1,0 +1,180 @@
+"""FastMCP middleware that puts a ProductionSystem around every tool call of a server."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any, cast
+
+import mcp_types
+from fastmcp.exceptions import NotFoundError, ToolError, ValidationError
+from fastmcp.server.dependencies import get_access_token, get_http_request
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.telemetry import suppress_fastmcp_telemetry
+from fastmcp.tools.base import ToolResult
+from mcp.shared.exceptions import MCPError
+from opentelemetry.trace import Span, format_trace_id, get_current_span
+from pydantic_core import to_json
+
+from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, error_type
+from llmkg_otel.operation import OTHER
+from llmkg_otel.system import ProductionSystem
+from llmkg_otel.telemetry import semconv
+from llmkg_otel.telemetry.instruments import histogram
+
+__all__ = ["CORRELATION_KEY", "ProductionMiddleware"]
+
+CORRELATION_KEY = "llmkg/correlation-id"
+"""The key of a request's and an answer's `_meta`; over HTTP, the header `x-correlation-id` too."""
+
+_CORRELATION_FORM = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_CALLERS_MISTAKES = (NotFoundError, ValidationError)
+
+
+class ProductionMiddleware(Middleware):
+    """Protects and measures the tool calls of any FastMCP server.
+
+    The tool's name is the operation's. Per-user limits count the authenticated subject, else the
+    client's address. A refusal or failure becomes a tool result with `isError` whose structured content an
+    agent can read: code, reason, scope, limit, retry_after_ms; never a stack trace. Tools named in
+    `unprotected` are measured but always let through: those that tell how the system is.
+
+    FastMCP's span of the request is enriched with the call's outcome. Its own marks are kept off the
+    attempts inside, or a call that recovered on its second attempt would end as an error.
+    """
+
+    def __init__(self, system: ProductionSystem, *, unprotected: frozenset[str] = frozenset()) -> None:
+        self._system = system
+        self._unprotected = unprotected
+        self._known_tools: set[str] = set()
+        self._duration = histogram(system.telemetry.meter(), semconv.MCP_OPERATION_DURATION)
+        system.blame_caller_for(*_CALLERS_MISTAKES)
+
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Measure every request; protect it if it calls a tool."""
+        if context.type != "request":
+            return await call_next(context)
+        attributes = {semconv.MCP_METHOD: context.method or OTHER}
+        started = time.monotonic()
+        try:
+            if context.method == "tools/call":
+                return await self._call_tool(context, call_next, attributes)
+            return await call_next(context)
+        except BaseException as error:
+            attributes[semconv.ERROR_TYPE] = error_type(error)
+            raise
+        finally:
+            self._duration.record(time.monotonic() - started, attributes)
+
+    async def _call_tool(
+        self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any], attributes: dict[str, str]
+    ) -> ToolResult:
+        name = context.message.name
+        attributes[semconv.TOOL_NAME] = name if await self._is_known(name, context) else OTHER
+        if attributes[semconv.TOOL_NAME] == OTHER or name in self._unprotected:
+            return cast("ToolResult", await call_next(context))
+        span = get_current_span()
+        span.update_name(f"tools/call {name}")
+        span.set_attribute(semconv.TOOL_NAME, name)
+        correlation = _correlation_of(context)
+        try:
+            result = await self._protect(name, context, call_next, correlation)
+        except MCPError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every failure is told to the agent in one shape
+            attributes[semconv.ERROR_TYPE] = error_type(error)
+            result = _error_result(error)
+        result.meta = {**(result.meta or {}), CORRELATION_KEY: correlation or _trace_id(span)}
+        return result
+
+    async def _protect(
+        self,
+        name: str,
+        context: MiddlewareContext[Any],
+        call_next: CallNext[Any, Any],
+        correlation: str | None,
+    ) -> ToolResult:
+        async def attempt() -> ToolResult:
+            with suppress_fastmcp_telemetry():
+                try:
+                    result = await call_next(context)
+                except ToolError as wrapped:
+                    # FastMCP wraps what a tool raises; the policies decide by what was raised.
+                    if isinstance(wrapped.__cause__, Exception):
+                        raise wrapped.__cause__ from None
+                    raise
+            self._check_size(name, "response", result.content, result.structured_content)
+            return cast("ToolResult", result)
+
+        async def sized() -> ToolResult:
+            self._check_size(name, "request", context.message.arguments)
+            return await attempt()
+
+        return await self._system.execute_protected_operation(
+            name, sized, user_id=_user(), correlation_id=correlation, enrich_current_span=True
+        )
+
+    def _check_size(self, operation: str, what: str, *parts: Any) -> None:
+        limits = self._system.config.resources
+        limit = limits.max_request_size_bytes if what == "request" else limits.max_response_size_bytes
+        size = sum(len(to_json(part)) for part in parts if part)
+        if size > limit:
+            raise ResourceExhaustedError(
+                f"{operation}: the {what} has {size} bytes, {limit} are allowed",
+                operation=operation,
+                scope=f"{what}_size",
+                limit=f"{limit} bytes",
+            )
+
+    async def _is_known(self, name: str, context: MiddlewareContext[Any]) -> bool:
+        """Say whether the server has such a tool, so that callers cannot invent metric series."""
+        if name in self._known_tools:
+            return True
+        server = context.fastmcp_context.fastmcp if context.fastmcp_context else None
+        if server is None or await server.get_tool(name) is None:
+            return False
+        self._known_tools.add(name)
+        return True
+
+
+def _error_result(error: Exception) -> ToolResult:
+    """Return the error as an agent reads it. Our messages name rules and limits; others only their class.
+
+    A tool's own ToolError is meant for the caller, and so is a complaint about arguments.
+    """
+    if isinstance(error, LlmkgOtelError):
+        told = error.to_dict()
+    elif isinstance(error, ToolError | ValidationError | NotFoundError):
+        told = {"code": "tool_error", "message": str(error)}
+    else:
+        told = {"code": "engine_error", "message": f"the engine failed: {type(error).__name__}"}
+    content = [mcp_types.TextContent(type="text", text=to_json(told).decode())]
+    return ToolResult(content=content, structured_content=told, is_error=True)
+
+
+def _user() -> str | None:
+    token = get_access_token()
+    if token is not None:
+        return token.subject or token.client_id
+    try:
+        client = get_http_request().client
+    except RuntimeError:  # not over HTTP
+        return None
+    return client.host if client is not None else None
+
+
+def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
+    """Return the caller's correlation id if it sent a well-formed one: 8 to 64 of A-Z a-z 0-9 . _ -"""
+    request = context.fastmcp_context.request_context if context.fastmcp_context else None
+    meta = request.meta if request is not None else None
+    given = meta.get(CORRELATION_KEY) if isinstance(meta, dict) else None
+    if given is None:
+        try:
+            given = get_http_request().headers.get("x-correlation-id")
+        except RuntimeError:
+            return None
+    return given if isinstance(given, str) and _CORRELATION_FORM.fullmatch(given) else None
+
+
+def _trace_id(span: Span) -> str:
+    return format_trace_id(span.get_span_context().trace_id)

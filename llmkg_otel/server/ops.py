@@ -1,0 +1,115 @@
+"""The operators' HTTP port: probes, metrics, status. On a thread and event loop of its own."""
+
+from __future__ import annotations
+
+import hmac
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from llmkg_otel.health.probes import ProbeResult
+from llmkg_otel.health.status import HealthStatus
+from llmkg_otel.server.auth import is_loopback
+from llmkg_otel.system import ProductionSystem
+
+__all__ = ["OpsServer", "ops_app"]
+
+
+def ops_app(system: ProductionSystem) -> Starlette:
+    """Return the app: /livez /readyz /startupz /healthz /metrics /status.
+
+    Probes answer 200 or 503 with the reasons as text. /status needs the operator token unless the port is
+    bound to loopback. Nothing here waits for the engine: it all reads what is known already.
+    """
+
+    async def livez(_request: Request) -> Response:
+        return _probe(system.probes.liveness())
+
+    async def readyz(_request: Request) -> Response:
+        return _probe(system.probes.readiness())
+
+    async def startupz(_request: Request) -> Response:
+        return _probe(system.probes.startup())
+
+    async def healthz(_request: Request) -> Response:
+        report = system.read_health_report()
+        status = 503 if report.status is HealthStatus.CRITICAL else 200
+        return JSONResponse(report.to_health_json(), status, media_type="application/health+json")
+
+    def metrics(request: Request) -> Response:
+        content_type, body = system.telemetry.collected.expose(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    def status(request: Request) -> Response:
+        if not _may_operate(system, request.headers):
+            return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
+        return JSONResponse(system.read_status())
+
+    endpoints = (livez, readyz, startupz, healthz, metrics, status)
+    return Starlette(routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints])
+
+
+def _probe(result: ProbeResult) -> Response:
+    return PlainTextResponse("\n".join(result.reasons) or "ok", 200 if result.ok else 503)
+
+
+def _may_operate(system: ProductionSystem, headers: Mapping[str, str]) -> bool:
+    server = system.config.server
+    if server.operator_token is None:
+        return is_loopback(server.ops_host)
+    given = headers.get("authorization", "").removeprefix("Bearer ")
+    return hmac.compare_digest(given.encode(), server.operator_token.get_secret_value().encode())
+
+
+def _problem(status: int, code: str, detail: str) -> Response:
+    """Answer as RFC 9457 problem details."""
+    body: dict[str, Any] = {"title": code, "status": status, "detail": detail}
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+class OpsServer:
+    """Serves `ops_app` on a daemon thread, so that it answers while the main loop is busy."""
+
+    def __init__(self, system: ProductionSystem) -> None:
+        config = system.config.server
+        self._socket = listen(config.ops_host, config.ops_port)
+        self.url = url_of(config.ops_host, self._socket)
+        self._server = uvicorn.Server(
+            uvicorn.Config(ops_app(system), log_config=None, access_log=False, lifespan="off")
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="llmkg-ops", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to serve; the socket accepts connections already."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Stop serving, waiting `timeout` seconds at most."""
+        self._server.should_exit = True
+        self._thread.join(timeout)
+        self._socket.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; an error names the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """Return the http URL of a listening socket."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"

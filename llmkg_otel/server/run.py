@@ -1,0 +1,28 @@
+"""`llmkg-otel serve`: the embedded engine, in production dress."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from llmkg_otel.config import ProductionConfig
+from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
+from llmkg_otel.server.serve import serve
+from llmkg_otel.shutdown.report import ShutdownReport
+from llmkg_otel.system import create_production_system
+from llmkg_otel.telemetry.logs import JsonLogs
+from llmkg_otel.telemetry.records import EVENT_NAME
+from llmkg_otel.telemetry.semconv import SHUTDOWN_COMPLETED
+
+__all__ = ["run_embedded"]
+
+_log = logging.getLogger(__name__)
+
+
+async def run_embedded(config: ProductionConfig, *, transport: Literal["http", "stdio"]) -> ShutdownReport:
+    """Serve the engine file that the configuration names until a signal; return the shutdown report."""
+    with JsonLogs(config.monitoring.log_level):
+        engine = EmbeddedKnowledgeEngine(config.engine.path, max_nodes=config.engine.max_nodes)
+        report = await serve(create_production_system(engine, config), transport=transport)
+        _log.info("shutdown report", extra={EVENT_NAME: SHUTDOWN_COMPLETED, "report": report.to_dict()})
+    return report

@@ -1,0 +1,135 @@
+"""The system's status as one dictionary: numbers from the collected metrics, states from the objects."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from llmkg_otel.alerting.promql.histogram import bucket_quantile
+from llmkg_otel.telemetry.collected import Samples
+
+if TYPE_CHECKING:
+    from llmkg_otel.operation import Operation
+    from llmkg_otel.system import ProductionSystem
+
+__all__ = ["system_status"]
+
+# Prometheus names of the contract's instruments, as the exporter gives them.
+DURATION = "llmkg_operation_duration_seconds"
+OPERATION = "llmkg_operation_name"
+
+
+def system_status(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
+    """Return the eight sections of the seed document's system status, JSON-ready."""
+    return {
+        "health": _health(system),
+        "resources": _resources(system, samples),
+        "rate_limits": _rate_limits(samples),
+        "error_recovery": {op.name: _recovery(op, samples) for op in system.operations()},
+        "system_metrics": _totals(system, samples),
+        "shutdown": {"state": system.lifecycle.state, "operations": dict(system.calls.counts)},
+        "performance": {op.name: _timing(op, samples) for op in system.operations()},
+        "alerts": system.alerts.describe(),
+    }
+
+
+def _health(system: ProductionSystem) -> dict[str, Any]:
+    report = system.read_health_report()
+    components = {
+        each.name: {"status": each.status.value, "message": each.message, "essential": each.essential}
+        for each in report.components
+    }
+    return {"status": report.status.value, "components": components}
+
+
+def _resources(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
+    limit, usage = "llmkg_resource_limit", "llmkg_resource_usage"
+    peak = system.resources.peak
+    return {
+        "memory_bytes": samples.total(usage, name="memory"),
+        "max_memory_bytes": samples.total(limit, name="memory"),
+        "peak_memory_bytes": peak.memory,
+        "cpu_percent": 100 * samples.total(usage, name="cpu"),
+        "max_cpu_percent": 100 * samples.total(limit, name="cpu"),
+        "peak_cpu_percent": 100 * peak.cpu,
+        "operations_in_flight": samples.total("llmkg_operation_active"),
+        "permits": {
+            pool.name: {
+                "limit": samples.total("llmkg_permit_limit", pool=pool.name),
+                "in_use": samples.total("llmkg_permit_usage", pool=pool.name),
+                "waiting": samples.total("llmkg_permit_pending_requests", pool=pool.name),
+            }
+            for pool in system.permit_pools()
+        },
+    }
+
+
+def _rate_limits(samples: Samples) -> dict[str, Any]:
+    found = samples.named("llmkg_rate_limit_requests_total")
+    policies = sorted({sample.labels["policy"] for sample in found})
+    return {
+        policy: {
+            result: samples.total("llmkg_rate_limit_requests_total", policy=policy, result=result)
+            for result in ("acquired", "rejected")
+        }
+        for policy in policies
+    }
+
+
+def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:
+    calls = _count(samples, op.name)
+    failures = {
+        sample.labels["error_type"]: sample.value
+        for sample in samples.named(f"{DURATION}_count", **{OPERATION: op.name})
+        if "error_type" in sample.labels
+    }
+    succeeded = calls - sum(failures.values())
+    retried = samples.named("llmkg_retry_calls_total", name=op.name)
+    return {
+        "circuit_breaker": op.breaker.state,
+        "consecutive_failures": op.breaker.consecutive_failures,
+        "calls": calls,
+        "succeeded": succeeded,
+        "failed": failures,
+        "success_rate": succeeded / calls if calls else None,
+        "retries": {sample.labels["outcome"]: sample.value for sample in retried},
+    }
+
+
+def _totals(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
+    calls = samples.total(f"{DURATION}_count")
+    failed = sum(s.value for s in samples.named(f"{DURATION}_count") if "error_type" in s.labels)
+    memory, limit = "llmkg_resource_usage", "llmkg_resource_limit"
+    return {
+        "uptime_seconds": system.uptime,
+        "operations": calls,
+        "failed_operations": failed,
+        "memory_usage_percent": 100
+        * samples.total(memory, name="memory")
+        / samples.total(limit, name="memory"),
+        "retries_in_progress": samples.total("llmkg_retry_budget_usage"),
+        "telemetry_errors": samples.total("llmkg_telemetry_hook_errors_total"),
+    }
+
+
+def _timing(op: Operation, samples: Samples) -> dict[str, Any]:
+    calls = _count(samples, op.name)
+    seconds = samples.total(f"{DURATION}_sum", **{OPERATION: op.name})
+    buckets: dict[float, float] = {}
+    for sample in samples.named(f"{DURATION}_bucket", **{OPERATION: op.name}):
+        bound = float(sample.labels["le"])
+        buckets[bound] = buckets.get(bound, 0.0) + sample.value
+    return {
+        "calls": calls,
+        "mean_seconds": seconds / calls if calls else None,
+        **{f"p{q}_seconds": _quantile(q / 100, buckets) for q in (50, 95, 99)},
+    }
+
+
+def _count(samples: Samples, operation: str) -> float:
+    return samples.total(f"{DURATION}_count", **{OPERATION: operation})
+
+
+def _quantile(q: float, buckets: dict[float, float]) -> float | None:
+    value = bucket_quantile(q, sorted(buckets.items())) if buckets else math.nan
+    return None if math.isnan(value) else value

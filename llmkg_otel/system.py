@@ -1,0 +1,327 @@
+"""ProductionSystem: the only place where all parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
+
+from llmkg_otel.alerting.watch import AlertWatch
+from llmkg_otel.call import Call
+from llmkg_otel.config import OperationConfig, ProductionConfig
+from llmkg_otel.errors import ConfigurationError, InvalidInputError
+from llmkg_otel.health.checks import register_own_checks
+from llmkg_otel.health.monitor import Check, HealthMonitor
+from llmkg_otel.health.probes import Heartbeat, ProbeResult, Probes
+from llmkg_otel.health.report import SystemHealthReport, aggregate
+from llmkg_otel.limiting.permits import PermitPool
+from llmkg_otel.limiting.rates import RateLimits
+from llmkg_otel.limiting.resources import Resources
+from llmkg_otel.operation import OTHER, Operation
+from llmkg_otel.pipeline import Pipeline
+from llmkg_otel.recovery.budget import RetryBudget
+from llmkg_otel.shutdown.calls import ActiveCalls
+from llmkg_otel.shutdown.report import ShutdownReport
+from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
+from llmkg_otel.status import system_status
+from llmkg_otel.telemetry.live import observe
+from llmkg_otel.telemetry.observer import TelemetryObserver
+from llmkg_otel.telemetry.setup import set_up_telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+__all__ = ["ProductionSystem", "create_production_system"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+MAX_OPERATIONS = 200
+"""Operation names with policies and series of their own; all further ones share those of `_OTHER`."""
+
+_log = logging.getLogger(__name__)
+
+
+class ProductionSystem:
+    """Production protection and telemetry around an engine, or around any callables.
+
+    Belongs to one event loop: `async with system:` starts what runs in the background (health checks,
+    resource samples, alert rules) and shuts down gracefully on exit. Calls may come from any task, and
+    through `execute_protected_operation_sync` from any thread. `engine` may be any object: its `ping`
+    becomes a health check and its `aclose` a clean-up handler, where it has them.
+
+    Telemetry goes to the given providers, else to the global ones, else to new global ones made from
+    the standard `OTEL_*` variables. One system per meter provider: two would write the same series.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        config: ProductionConfig | None = None,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self.engine = engine
+        self.config = config = config or ProductionConfig()
+        logging.getLogger("llmkg_otel").setLevel(config.monitoring.log_level.upper())
+        self.telemetry = set_up_telemetry(tracer_provider, meter_provider)
+        meter = self.telemetry.meter()
+        self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
+        self.calls = ActiveCalls()
+        self.retry_budget = RetryBudget(lambda: len(self.calls))
+        self.rate_limits = RateLimits(config.rate_limiting)
+        self.resources = Resources(config.resources)
+        limits = config.resources
+        self._permits = PermitPool(
+            "operations", limits.max_concurrent_operations, limits.max_queued_operations, observer
+        )
+        self._pipeline = Pipeline(
+            calls=self.calls,
+            rates=self.rate_limits,
+            resources=self.resources,
+            max_wait=limits.max_queue_wait_seconds,
+            observer=observer,
+        )
+        self._operations: dict[str, Operation] = {}
+        self._operations_lock = threading.Lock()
+        for name, operation_config in config.operations.items():
+            self._add_operation(name, operation_config)
+        self.lifecycle = Lifecycle(observer)
+        self.health = HealthMonitor(config.health, observer)
+        self._heartbeat = Heartbeat()
+        self.probes = Probes(self._heartbeat, lambda: self.lifecycle.state, self.health.components)
+        self._sequence = ShutdownSequence(config.shutdown, observer, self.lifecycle, self.calls, self._flush)
+        self.alerts = AlertWatch(
+            config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
+        )
+        if (close := getattr(engine, "aclose", None)) is not None:
+            self._sequence.register("engine", close)  # first to register, so last to close
+        register_own_checks(self)
+        self._started_at = time.monotonic()
+        observe(meter, self)
+
+    async def start(self) -> None:
+        """Start the background work, check the components once, and be ready to serve.
+
+        A failing component does not stop the start: readiness tells, and the checks go on.
+        """
+        if self.lifecycle.state != "starting":
+            raise ConfigurationError(f"this system is {self.lifecycle.state}: it can be started only once")
+        self.resources.start()
+        self._sequence.register("resources", self.resources.stop)
+        self.alerts.start()
+        self._sequence.register("alerts", self.alerts.stop)
+        await self._heartbeat.start()
+        self._sequence.register("heartbeat", self._heartbeat.stop)
+        await self.health.start()
+        await self.health.run_once()
+        self._sequence.register("health", self.health.stop)
+        self.lifecycle.advance("serving")
+
+    async def shutdown(self) -> ShutdownReport:
+        """Shut down gracefully: lame duck, drain, clean up, flush. Calling it again gives the same report."""
+        return await self._sequence.run()
+
+    def force_shutdown(self) -> None:
+        """Cut every wait of a shutdown short, of a running one or of the one to come. On the loop."""
+        self._sequence.force()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.shutdown()
+
+    async def execute_protected_operation(
+        self,
+        operation_name: str,
+        operation: Callable[[], Awaitable[T] | T],
+        *,
+        user_id: str | None = None,
+        correlation_id: str | None = None,
+        enrich_current_span: bool = False,
+    ) -> T:
+        """Run an operation under all policies and return what it returns.
+
+        `operation` is a coroutine function without arguments, or a sync callable, which runs in a worker
+        thread that keeps the caller's context. `user_id` is who the per-user rate limit counts; it never
+        reaches telemetry. `correlation_id` goes on spans and logs. `enrich_current_span` is for callers
+        whose own span covers just this call (an MCP server's): it is enriched, and no second one opened.
+
+        Raises RejectedError (the engine was not reached), OperationTimeoutError (it was, outcome unknown),
+        or the operation's own exception, the same object. Emits one span, one `llmkg.operation.duration`.
+        """
+        op = self._operation(operation_name)
+        call = Call(
+            op.name,
+            op.timeout,
+            user_id=user_id,
+            correlation_id=correlation_id,
+            span_owner=not enrich_current_span,
+        )
+        return await self._pipeline.run(op, call, operation)
+
+    def execute_protected_operation_sync(
+        self,
+        operation_name: str,
+        operation: Callable[[], T],
+        *,
+        user_id: str | None = None,
+        correlation_id: str | None = None,
+    ) -> T:
+        """Run a sync operation in the calling thread under the same policies; waits block the thread.
+
+        A deadline cannot interrupt Python code: it is looked at before each attempt. Raises as
+        `execute_protected_operation` does.
+        """
+        op = self._operation(operation_name)
+        call = Call(op.name, op.timeout, user_id=user_id, correlation_id=correlation_id)
+        return self._pipeline.run_sync(op, call, operation)
+
+    def protected(self, operation_name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Return a decorator that protects every call of a function, async or sync, its signature kept."""
+
+        def decorate(function: Callable[P, T]) -> Callable[P, T]:
+            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+                raise ConfigurationError(f"{function.__qualname__} is a generator: protect what consumes it")
+            if inspect.iscoroutinefunction(function):
+
+                @functools.wraps(function)
+                async def protected(*args: P.args, **kwargs: P.kwargs) -> Any:
+                    body = functools.partial(function, *args, **kwargs)
+                    return await self.execute_protected_operation(operation_name, body)
+
+                return cast("Callable[P, T]", protected)
+
+            @functools.wraps(function)
+            def protected_sync(*args: P.args, **kwargs: P.kwargs) -> T:
+                body = functools.partial(function, *args, **kwargs)
+                return self.execute_protected_operation_sync(operation_name, body)
+
+            return protected_sync
+
+        return decorate
+
+    def configure_operation(self, operation_name: str, config: OperationConfig) -> None:
+        """Give an operation its own policies from now on; its circuit, counts and permits in use stay."""
+        with self._operations_lock:
+            existing = self._operations.get(operation_name)
+        if existing is not None:
+            existing.configure(config, self.config)
+        else:
+            self._add_operation(operation_name, config)
+
+    def blame_caller_for(self, *errors: type[Exception]) -> None:
+        """Treat these exceptions as the caller's mistakes: never retried, never held against the engine."""
+        self._pipeline.caller_errors += errors
+
+    def register_health_check(
+        self,
+        name: str,
+        check: Check,
+        *,
+        essential: bool = True,
+        interval: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Add a component's check, sync or async: see HealthMonitor.register. Seconds; None: the default."""
+        self.health.register(name, check, essential=essential, interval=interval, timeout=timeout)
+
+    def register_shutdown_handler(
+        self, name: str, handler: Callable[[], object], timeout: float | None = None
+    ) -> None:
+        """Add a clean-up handler; the last registered runs first. See ShutdownSequence.register."""
+        self._sequence.register(name, handler, timeout)
+
+    async def get_system_status(self) -> dict[str, Any]:
+        """Return the state of every part, its numbers read from the collected metrics. JSON-ready.
+
+        Keys: health, resources, rate_limits, error_recovery, system_metrics, shutdown, performance, alerts.
+        """
+        return await asyncio.to_thread(self.read_status)
+
+    def read_status(self) -> dict[str, Any]:
+        """Do what `get_system_status` does, in the calling thread."""
+        return system_status(self, self.telemetry.collected.collect())
+
+    async def get_health_report(self) -> SystemHealthReport:
+        """Return every component's status, from the last run of its check."""
+        return self.read_health_report()
+
+    def read_health_report(self) -> SystemHealthReport:
+        """Do what `get_health_report` does, from any thread."""
+        components = self.health.components()
+        return SystemHealthReport(
+            aggregate(components), components, time.time(), version("llmkg-otel"), self.lifecycle.state
+        )
+
+    def get_prometheus_metrics(self) -> str:
+        """Return the metrics as Prometheus text: what /metrics serves."""
+        return self.telemetry.collected.expose()[1].decode()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the shutdown is over."""
+        return self.lifecycle.state == "stopped"
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since this system was made."""
+        return time.monotonic() - self._started_at
+
+    def operations(self) -> Collection[Operation]:
+        """Return the operations known by now."""
+        return tuple(self._operations.values())
+
+    def permit_pools(self) -> Collection[PermitPool]:
+        """Return the common pool, and the bulkheads of operations that have one."""
+        bulkheads = (op.bulkhead for op in self.operations())
+        return (self._permits, *(pool for pool in bulkheads if pool is not None))
+
+    def probe_results(self) -> Mapping[str, ProbeResult]:
+        """Return what each probe would answer now."""
+        probes = self.probes
+        return {
+            "liveness": probes.liveness(),
+            "readiness": probes.readiness(),
+            "startup": probes.startup(),
+        }
+
+    def _operation(self, name: str) -> Operation:
+        return self._operations.get(name) or self._add_operation(name, OperationConfig())
+
+    def _add_operation(self, name: str, config: OperationConfig) -> Operation:
+        if not isinstance(name, str) or not name:
+            raise InvalidInputError(f"an operation's name is a non-empty string, not {name!r:.40}")
+        with self._operations_lock:
+            if len(self._operations) >= MAX_OPERATIONS and name not in self._operations:
+                _log.warning("more than %d operation names: %s is treated as %s", MAX_OPERATIONS, name, OTHER)
+                name = OTHER
+            if name not in self._operations:
+                self._operations[name] = Operation(
+                    name,
+                    config,
+                    self.config,
+                    permits=self._permits,
+                    budget=self.retry_budget,
+                    observer=self._observer,
+                )
+            return self._operations[name]
+
+    async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
+        self._observer.shutdown_counted(self.calls.counts)
+        return await asyncio.to_thread(self.telemetry.close, timeout)
+
+
+def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:
+    """Return a ProductionSystem around an engine; None for the configuration reads the environment."""
+    return ProductionSystem(engine, config)

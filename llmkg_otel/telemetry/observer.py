@@ -1,0 +1,186 @@
+"""Turns what the policies report into spans, metrics and logs. The hot path is two methods."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from opentelemetry import context as otel_context
+from opentelemetry.metrics import Meter
+from opentelemetry.trace import (
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
+
+from llmkg_otel.call import Call
+from llmkg_otel.errors import CircuitOpenError, LlmkgOtelError, RejectedError, error_type
+from llmkg_otel.events import BreakerTransitioned, Event, LifecycleChanged, ShutdownPhaseEnded
+from llmkg_otel.telemetry import semconv
+from llmkg_otel.telemetry.instruments import Instruments
+from llmkg_otel.telemetry.records import Records
+
+__all__ = ["TelemetryObserver"]
+
+_log = logging.getLogger("llmkg_otel.call")
+
+
+class TelemetryObserver:
+    """Writes every report to OpenTelemetry and to the log; an error in here never reaches a call.
+
+    Per call: one span (or the enrichment of one that is there) and one histogram record. Thread-safe.
+    """
+
+    def __init__(self, tracer: Tracer, meter: Meter) -> None:
+        self._tracer = tracer
+        self._instruments = Instruments(meter)
+        self._records = Records(self._instruments)
+        self._duration = self._instruments.operation_duration
+        self._attributes: dict[str, dict[str, str]] = {}
+        self._opened_by: dict[str, SpanContext] = {}
+        self._shutdown_span: Span | None = None
+
+    def call_started(self, call: Call) -> None:
+        """Open the call's span and make it current, or adopt the span that covers the call already."""
+        try:
+            attributes = self._attributes.get(call.operation)
+            if attributes is None:
+                attributes = self._attributes[call.operation] = {semconv.OPERATION_NAME: call.operation}
+            if call.span_owner:
+                call.span = span = self._tracer.start_span(call.operation)
+                call.scope = otel_context.attach(set_span_in_context(span))
+            else:
+                call.span = span = get_current_span()
+                span.set_attributes(attributes)
+            if call.correlation_id is not None:
+                span.set_attribute(semconv.CORRELATION_ID, call.correlation_id)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s started", call.operation)
+        except Exception as problem:  # noqa: BLE001 - telemetry must not fail a call
+            self._hook_failed("call_started", problem)
+
+    def call_ended(self, call: Call, error: BaseException | None) -> None:
+        """Record duration and outcome, and end the span if it is ours."""
+        seconds = time.monotonic() - call.started
+        try:
+            attributes = self._attributes[call.operation]
+            if error is None:
+                self._duration.record(seconds, attributes)
+            else:
+                kind = error_type(error)
+                self._duration.record(seconds, {**attributes, semconv.ERROR_TYPE: kind})
+                self._mark_failed(call, error, kind)
+            if call.attempts > 1:
+                call.span.set_attribute(semconv.ATTEMPTS, call.attempts)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s ended after %.6f s", call.operation, seconds)
+        except Exception as problem:  # noqa: BLE001
+            self._hook_failed("call_ended", problem)
+        finally:
+            self._close(call)
+
+    def attempt_started(self, call: Call) -> object:
+        """Open a span for the second or a later attempt and make it current."""
+        try:
+            span = self._tracer.start_span(
+                semconv.ATTEMPT_SPAN,
+                attributes={semconv.OPERATION_NAME: call.operation, semconv.ATTEMPTS: call.attempts},
+            )
+            return span, otel_context.attach(set_span_in_context(span))
+        except Exception as problem:  # noqa: BLE001
+            self._hook_failed("attempt_started", problem)
+            return None
+
+    def attempt_ended(self, token: object, error: BaseException | None) -> None:
+        """End an attempt's span."""
+        if not isinstance(token, tuple):
+            return
+        span, scope = token
+        try:
+            if error is not None:
+                _set_error(span, error, error_type(error))
+            otel_context.detach(scope)
+            span.end()
+        except Exception as problem:  # noqa: BLE001
+            self._hook_failed("attempt_ended", problem)
+
+    def on_event(self, event: Event) -> None:
+        """Write one event to its metric and to the log."""
+        try:
+            if isinstance(event, BreakerTransitioned) and event.state == "open":
+                self._opened_by[event.name] = get_current_span().get_span_context()
+            elif isinstance(event, LifecycleChanged | ShutdownPhaseEnded):
+                self._trace_shutdown(event)
+            self._records.write(event)
+        except Exception as problem:  # noqa: BLE001
+            self._hook_failed("on_event", problem)
+
+    def shutdown_counted(self, outcomes: Mapping[str, int]) -> None:
+        """Record what became of the calls that met the shutdown: drained, cancelled, refused."""
+        for outcome, count in outcomes.items():
+            self._instruments.shutdown_operations.add(count, {"outcome": outcome})
+
+    def alerts_evaluated(self, seconds: float) -> None:
+        """Record one evaluation of the alert rules."""
+        self._instruments.alert_evaluation_duration.record(seconds)
+
+    def _mark_failed(self, call: Call, error: BaseException, kind: str) -> None:
+        span: Span = call.span
+        _set_error(span, error, kind)
+        if not isinstance(error, RejectedError):
+            return
+        span.set_attribute(semconv.REJECTION_SCOPE, error.scope)
+        if error.retry_after is not None:
+            span.set_attribute(semconv.RETRY_AFTER, error.retry_after)
+        if isinstance(error, CircuitOpenError) and (opened_by := self._opened_by.get(error.operation)):
+            span.add_link(opened_by)
+        self._records.rejected(call.operation, error)
+
+    def _trace_shutdown(self, event: LifecycleChanged | ShutdownPhaseEnded) -> None:
+        """Keep one span over the phases of a shutdown, ended before the flush that sends it."""
+        if isinstance(event, LifecycleChanged) and event.state == "lame_duck":
+            self._shutdown_span = self._tracer.start_span(semconv.SHUTDOWN_SPAN)
+        elif self._shutdown_span is None:
+            return
+        elif isinstance(event, ShutdownPhaseEnded):
+            phase = self._tracer.start_span(
+                f"{semconv.SHUTDOWN_SPAN}.{event.phase}",
+                set_span_in_context(self._shutdown_span),
+                start_time=time.time_ns() - int(event.seconds * 1e9),
+            )
+            if event.error is not None:
+                phase.set_status(Status(StatusCode.ERROR, event.error))
+            phase.end()
+        elif event.state == "flushing":
+            self._shutdown_span.end()
+            self._shutdown_span = None
+
+    def _close(self, call: Call) -> None:
+        if not call.span_owner or call.span is None:
+            return
+        try:
+            if call.scope is not None:
+                otel_context.detach(call.scope)
+            call.span.end()
+        except Exception as problem:  # noqa: BLE001
+            self._hook_failed("call_ended", problem)
+
+    def _hook_failed(self, hook: str, problem: Exception) -> None:
+        """Count an error in telemetry; when even that fails, there is nobody left to tell but the log."""
+        try:
+            kind = error_type(problem)
+            self._instruments.hook_errors.add(1, {"hook": hook, semconv.ERROR_TYPE: kind})
+        finally:
+            _log.warning("telemetry hook %s failed", hook, exc_info=problem)
+
+
+def _set_error(span: Span, error: BaseException, kind: str) -> None:
+    """Set status and error.type. Only our own messages are told: others may quote the user's data."""
+    told = str(error) if isinstance(error, LlmkgOtelError) else kind
+    span.set_status(Status(StatusCode.ERROR, told))
+    span.set_attribute(semconv.ERROR_TYPE, kind)
