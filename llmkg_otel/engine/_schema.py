@@ -39,6 +39,8 @@ CREATE TABLE fact (
 CREATE INDEX fact_by_subject ON fact (subject, confidence DESC);
 CREATE INDEX fact_by_predicate ON fact (predicate, confidence DESC);
 CREATE INDEX fact_by_object ON fact (object, confidence DESC);
+CREATE INDEX fact_by_both ON fact (object, predicate, confidence DESC);
+CREATE INDEX fact_by_confidence ON fact (confidence DESC);
 CREATE VIEW triple AS
     SELECT f.id, s.name AS subject, f.predicate, o.name AS object, f.confidence,
         f.subject AS subject_id, f.object AS object_id

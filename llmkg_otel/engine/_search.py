@@ -31,7 +31,7 @@ def search_text(connection: sqlite3.Connection, query: str, limit: int) -> Ranki
 
     With a rare word in the query, items without any rare word are left out; common words only order
     the rest (each rare word stands in the expression twice, which favours it). With common words
-    alone, the items that hold all of them are ranked, the oldest `COMMON` when there are more.
+    alone, the items that hold all of them (or else any) are ranked, at most the oldest `COMMON`.
     """
     counts = {word: _count(connection, word) for word in map(_quoted, _words(query))}
     known = [word for word, count in counts.items() if count]
@@ -39,7 +39,8 @@ def search_text(connection: sqlite3.Connection, query: str, limit: int) -> Ranki
     if not known:
         return []
     if not rare:
-        return _match(connection, " AND ".join(known), limit, COMMON)
+        every = _match(connection, " AND ".join(known), limit, COMMON)
+        return every or _match(connection, " OR ".join(known), limit, COMMON)
     if all(counts[word] <= COMMON for word in known):
         return _match(connection, rare, limit)
     return _match(connection, f"({rare}) AND ({' OR '.join(known)})", limit)

@@ -60,8 +60,8 @@ class Resources:
 
     def start(self) -> None:
         """Begin sampling."""
-        self._process.cpu_percent()  # the first reading has nothing to compare with
-        self.observe(self._sample())
+        self._process.cpu_percent()  # the first reading has nothing to compare with, and the start is no load
+        self.observe(ResourceUsage(memory=float(self._process.memory_info().rss)))
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="llmkg-resources", daemon=True)
         self._thread.start()

@@ -48,7 +48,7 @@ def build_server(system: ProductionSystem) -> FastMCP:
     )
     schemas = {}
     for tool in (*_engine_tools(system.engine), *own):
-        schemas[tool.__name__] = server.tool(tool).parameters if False else server.add_tool(tool).parameters
+        schemas[tool.__name__] = server.add_tool(tool).parameters
         if tool not in own and tool.__name__ not in system.config.operations:
             system.configure_operation(tool.__name__, OperationConfig(idempotent=True))
     # Without this the SDK runs the whole tools/list handler before every call, for its schema.

@@ -6,7 +6,7 @@ import hmac
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,7 +19,9 @@ from llmkg_otel.health.status import HealthStatus
 from llmkg_otel.server.auth import is_loopback
 from llmkg_otel.system import ProductionSystem
 
-__all__ = ["OpsServer", "ops_app"]
+__all__ = ["OpsServer", "listen", "ops_app", "url_of"]
+
+STOP_SECONDS = 2.0
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
@@ -76,7 +78,10 @@ def _problem(status: int, code: str, detail: str) -> Response:
 
 
 class OpsServer:
-    """Serves `ops_app` on a daemon thread, so that it answers while the main loop is busy."""
+    """Serves `ops_app` on a daemon thread, so that it answers while the main loop is busy.
+
+    Binds when built, serves while entered. Raises OSError that names the address if it is taken.
+    """
 
     def __init__(self, system: ProductionSystem) -> None:
         config = system.config.server
@@ -89,24 +94,32 @@ class OpsServer:
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="llmkg-ops", daemon=True
         )
 
-    def start(self) -> None:
-        """Begin to serve; the socket accepts connections already."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """Stop serving, waiting `timeout` seconds at most."""
+    def __exit__(self, *_exc: object) -> None:
         self._server.should_exit = True
-        self._thread.join(timeout)
+        self._thread.join(STOP_SECONDS)
         self._socket.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; an error names the address."""
+    """Return a listening socket; an OSError names the address.
+
+    Its protocol is spelled out because asyncio sets TCP_NODELAY only where it is: with the 0 that
+    socket.create_server leaves, every answer waited 40 ms for a delayed ACK.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
     except OSError as error:
+        listener.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
 
 
 def url_of(host: str, listener: socket.socket) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Literal
 
 import uvicorn
-from fastmcp import FastMCP
 
 from llmkg_otel.server.auth import refuse_open_server
 from llmkg_otel.server.mcp import build_server
@@ -40,30 +39,32 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
     drain, and closes before the engine does. A second signal cuts the waits short. Main thread only.
     Raises ConfigurationError if MCP would be open to other machines, OSError if an address is taken.
     """
-    if transport == "http":
-        refuse_open_server(system.config)
     # FastMCP logs a traceback for each failed attempt; outcomes are logged and counted by the system.
     logging.getLogger("fastmcp.server.server").setLevel(logging.CRITICAL)
-    mcp_server = build_server(system)
-    ops = OpsServer(system)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     stop = asyncio.Event()
-    with contextlib.closing(_Stopped(ops)), shutdown_signals(stop.set, system.force_shutdown):
-        await system.start()
-        serving = asyncio.create_task(_serve(system, mcp_server, transport))
-        ops.start()
+    with contextlib.ExitStack() as stack:
+        run = _http(system, stack) if transport == "http" else _stdio(system)
+        ops = stack.enter_context(OpsServer(system))
         _log.info("operators' port: %s", ops.url)
-        await _first_of(serving, stop)
-        report = await system.shutdown()
+        stack.enter_context(shutdown_signals(stop.set, system.force_shutdown))
+        async with system:
+            serving = asyncio.create_task(run)
+            await _first_of(serving, stop)
         await _end(serving)
-    return report
+    return await system.shutdown()
 
 
-async def _serve(system: ProductionSystem, server: FastMCP, transport: str) -> None:
-    if transport == "stdio":
-        await server.run_stdio_async(show_banner=False)
-        return
-    config = system.config.server
-    app = server.http_app(path=config.path, stateless_http=True, json_response=True)
+async def _stdio(system: ProductionSystem) -> None:
+    await build_server(system).run_stdio_async(show_banner=False)
+
+
+def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[None, None, None]:
+    """Bind the address now, so that a taken one is an error before anything has started; serve when awaited."""
+    config = system.config
+    refuse_open_server(config)
+    socket = stack.enter_context(listen(config.server.host, config.server.port))
+    app = build_server(system).http_app(path=config.server.path, stateless_http=True, json_response=True)
     listener = _Listener(
         uvicorn.Config(
             app,
@@ -73,16 +74,19 @@ async def _serve(system: ProductionSystem, server: FastMCP, transport: str) -> N
             timeout_graceful_shutdown=LISTENER_CLOSE_SECONDS,
         )
     )
-    with listen(config.host, config.port) as socket:
-        _log.info("MCP: %s%s", url_of(config.host, socket), config.path)
-        serving = asyncio.create_task(listener.serve(sockets=[socket]))
+
+    async def run() -> None:
+        _log.info("MCP: %s%s", url_of(config.server.host, socket), config.server.path)
+        closed = asyncio.create_task(listener.serve(sockets=[socket]))
 
         async def close() -> None:
             listener.should_exit = True
-            await serving
+            await closed
 
         system.register_shutdown_handler("listener", close)
-        await asyncio.shield(serving)
+        await asyncio.shield(closed)
+
+    return run()
 
 
 async def _first_of(serving: asyncio.Task[None], stop: asyncio.Event) -> None:

@@ -15,7 +15,10 @@ __all__ = ["CollectedMetrics", "Sample", "Samples"]
 
 
 class Sample(NamedTuple):
-    """One value under its Prometheus name and labels."""
+    """One value under its Prometheus name and labels; an empty label is none, as in Prometheus.
+
+    The exporter gives all points of a metric the same label names, and those that lack one an empty value.
+    """
 
     name: str
     labels: Mapping[str, str]
@@ -34,12 +37,12 @@ class Samples:
         for samples in self._by_name.values():
             yield from samples
 
-    def named(self, name: str, **labels: str) -> list[Sample]:
+    def named(self, name: str, /, **labels: str) -> list[Sample]:
         """Return the samples of one name whose labels have these values."""
         found = self._by_name.get(name, ())
         return [s for s in found if all(s.labels.get(key) == value for key, value in labels.items())]
 
-    def total(self, name: str, **labels: str) -> float:
+    def total(self, name: str, /, **labels: str) -> float:
         """Return the sum over the samples that match; 0.0 when there is none."""
         return sum(sample.value for sample in self.named(name, **labels))
 
@@ -57,7 +60,7 @@ class CollectedMetrics:
         with self._lock:
             families = list(self._registry.collect())
         return Samples(
-            Sample(sample.name, sample.labels, float(sample.value))
+            Sample(sample.name, {k: v for k, v in sample.labels.items() if v}, float(sample.value))
             for family in families
             for sample in family.samples
         )
