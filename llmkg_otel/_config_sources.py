@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,7 +32,7 @@ class CheckedModelMeta(ModelMetaclass):
     pydantic builds nested models without calling the class, so a nested error keeps its full path.
     """
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - a metaclass's self is a class
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
@@ -110,7 +110,11 @@ file_source = _FileSource()
 
 def read_file(path: Path) -> dict[str, Any]:
     """Parse a YAML or TOML file into a mapping; raise ConfigurationError that names the file."""
-    readers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".toml": tomllib.loads}
+    readers: dict[str, Callable[[str], Any]] = {
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+        ".toml": tomllib.loads,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigurationError(f"{path}: a configuration file ends in .yaml, .yml or .toml")

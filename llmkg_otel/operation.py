@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmkg_otel.config import OperationConfig, ProductionConfig
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.token_bucket import TokenBucket
 from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.retry import Retry
 
 if TYPE_CHECKING:
+    from llmkg_otel.config import OperationConfig, ProductionConfig
     from llmkg_otel.events import Observer
     from llmkg_otel.recovery.budget import RetryBudget
 

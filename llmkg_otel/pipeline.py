@@ -13,20 +13,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel import call as current
 from llmkg_otel._threads import in_daemon_thread
-from llmkg_otel.call import Call
 from llmkg_otel.errors import InvalidInputError, OperationTimeoutError
-from llmkg_otel.events import CallObserver
-from llmkg_otel.limiting.rates import RateLimits
-from llmkg_otel.limiting.resources import Resources
-from llmkg_otel.operation import Operation
-from llmkg_otel.recovery.breaker import Ticket
-from llmkg_otel.shutdown.calls import ActiveCalls
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llmkg_otel.call import Call
+    from llmkg_otel.events import CallObserver
+    from llmkg_otel.limiting.rates import RateLimits
+    from llmkg_otel.limiting.resources import Resources
+    from llmkg_otel.operation import Operation
+    from llmkg_otel.recovery.breaker import Ticket
+    from llmkg_otel.shutdown.calls import ActiveCalls
 
 __all__ = ["Pipeline"]
 
@@ -55,7 +58,7 @@ class Pipeline:
         self._resources = resources
         self._max_wait = max_wait
         self._observer = observer
-        self.caller_errors = (InvalidInputError, *caller_errors)
+        self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError, *caller_errors)
 
     async def run(self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T]) -> T:
         """Run a call of `op`; `body` is a coroutine function, or a sync one, which gets a thread."""
@@ -79,7 +82,9 @@ class Pipeline:
                 except Exception as failure:
                     if self._is_final(op, call, failure):
                         raise
-                    return await op.retry.resume(call, failure, partial(self._attempt, op, call, task, target))
+                    return await op.retry.resume(
+                        call, failure, partial(self._attempt, op, call, task, target)
+                    )
             finally:
                 for pool in pools[:held]:
                     pool.release()

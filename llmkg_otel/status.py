@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.promql.histogram import bucket_quantile
-from llmkg_otel.telemetry.collected import Samples
 
 if TYPE_CHECKING:
     from llmkg_otel.operation import Operation
     from llmkg_otel.system import ProductionSystem
+    from llmkg_otel.telemetry.collected import Samples
 
 __all__ = ["system_status"]
 

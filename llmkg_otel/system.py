@@ -8,7 +8,6 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
 
@@ -27,7 +26,6 @@ from llmkg_otel.operation import OTHER, Operation
 from llmkg_otel.pipeline import Pipeline
 from llmkg_otel.recovery.budget import RetryBudget
 from llmkg_otel.shutdown.calls import ActiveCalls
-from llmkg_otel.shutdown.report import ShutdownReport
 from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
 from llmkg_otel.status import system_status
 from llmkg_otel.telemetry.live import observe
@@ -35,8 +33,12 @@ from llmkg_otel.telemetry.observer import TelemetryObserver
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
+
+    from llmkg_otel.shutdown.report import ShutdownReport
 
 __all__ = ["ProductionSystem", "create_production_system"]
 
@@ -300,8 +302,8 @@ class ProductionSystem:
         return self._operations.get(name) or self._add_operation(name, OperationConfig())
 
     def _add_operation(self, name: str, config: OperationConfig) -> Operation:
-        if not isinstance(name, str) or not name:
-            raise InvalidInputError(f"an operation's name is a non-empty string, not {name!r:.40}")
+        if not name:
+            raise InvalidInputError("an operation's name is empty")
         with self._operations_lock:
             if len(self._operations) >= MAX_OPERATIONS and name not in self._operations:
                 _log.warning("more than %d operation names: %s is treated as %s", MAX_OPERATIONS, name, OTHER)

@@ -107,9 +107,7 @@ def _humanize_duration(value: Any) -> str:
         return f"{_shrunk(number) if number else _four_digits(number)}s"
     sign = "-" if number < 0 else ""
     if abs(number) >= 2.0**63:
-        return (
-            f"{sign}-106751991167300d -15h -30m -8s"  # Go's int64 overflows
-        )
+        return f"{sign}-106751991167300d -15h -30m -8s"  # Go's int64 overflows
     minutes, seconds = divmod(int(abs(number)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

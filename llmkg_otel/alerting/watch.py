@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator, AlertState
 from llmkg_otel.alerting.loop import AlertLoop, Collect
@@ -12,6 +11,8 @@ from llmkg_otel.alerting.rules import load_default_rules, load_rules
 from llmkg_otel.alerting.samples import SampleStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
 

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmkg_otel.demo.clients import OK, UNANSWERED
+from llmkg_otel.demo.clients import ENGINE_ERROR, OK, UNANSWERED
 from llmkg_otel.demo.questions import TOOLS
 from llmkg_otel.telemetry import semconv
 
@@ -68,12 +68,17 @@ def is_tool_call(span: SpanRecord) -> bool:
 
 
 def outcomes_in(durations: Mapping[Attributes, Point]) -> Counter[str]:
-    """Return calls by outcome from `llmkg.operation.duration`: ok, or the `error.type`."""
+    """Return calls by outcome from `llmkg.operation.duration`, in the words that clients are given.
+
+    ok, or our reason. Anything else in `error.type` is the class of an exception of the engine's, which
+    an agent is not told: to it they are all engine_error.
+    """
     found: Counter[str] = Counter()
     for key, point in durations.items():
         attributes = dict(key)
         if attributes.get(semconv.OPERATION_NAME) in TOOLS:
-            found[str(attributes.get(semconv.ERROR_TYPE, OK))] += point.count
+            kind = str(attributes.get(semconv.ERROR_TYPE, OK))
+            found[kind if kind.islower() else ENGINE_ERROR] += point.count
     return found
 
 

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from llmkg_otel.demo.questions import ToolCall
     from llmkg_otel.engine.protocol import Fact
 
-__all__ = ["OK", "UNANSWERED", "CallRecord", "Journal", "Visitor", "drive"]
+__all__ = ["ENGINE_ERROR", "OK", "UNANSWERED", "CallRecord", "Journal", "Visitor", "drive"]
 
 OK = "ok"
+ENGINE_ERROR = "engine_error"
 UNANSWERED = "unanswered"
 """No response came: the connection could not be made, or broke. The spans tell whether it arrived."""
 UNREADABLE = "unreadable"

@@ -199,4 +199,4 @@ class _Demo:
 def _visitors() -> list[Visitor]:
     """Return seven steady clients and one that calls far more often than its rate limit allows."""
     steady = [Visitor(f"visitor-{n}", secrets.token_urlsafe(24), pace=0.1) for n in range(1, 8)]
-    return [*steady, Visitor("impatient", secrets.token_urlsafe(24), pace=0.005, patient=False)]
+    return [*steady, Visitor("impatient", secrets.token_urlsafe(24), pace=0.02, patient=False)]

@@ -13,10 +13,9 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkg_otel.server.serve import serve
-
 from llmkg_otel import EmbeddedKnowledgeEngine, ProductionConfig, ShutdownReport, create_production_system
 from llmkg_otel.demo.faults import FaultyEngine
+from llmkg_otel.server.serve import serve
 
 __all__ = ["main"]
 

@@ -82,7 +82,7 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 def show(console: Console, summary: Mapping[str, Any]) -> None:
     """Print the summary as tables."""
-    calls, latency, shutdown = summary["calls"], summary["latency_ms"], summary["shutdown"]
+    calls, latency = summary["calls"], summary["latency_ms"]
     rows: list[Iterable[object]] = [(name, *side.values()) for name, side in calls["by_outcome"].items()]
     rows.append(("sent", calls["sent"], calls["sent"]))
     if calls["never_arrived"]:
@@ -102,7 +102,7 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
         [(t["name"], t["previous_state"], t["state"], t["count"]) for t in summary["breaker_transitions"]],
     )
     _print(console, "Refusals by reason", ("", "calls"), summary["refusals"].items())
-    _print(console, "Shutdown", ("", ""), [(name, _short(value)) for name, value in shutdown.items()])
+    _print(console, "Shutdown", ("", ""), _shutdown_rows(summary["shutdown"]))
     _print(console, "Where to look (while it serves)", ("", ""), summary["look"].items())
     _print(
         console,
@@ -122,12 +122,10 @@ def _print(console: Console, title: str, columns: Iterable[str], rows: Iterable[
     console.print(table)
 
 
-def _short(value: object) -> str:
-    """One line for one entry of the shutdown report, whatever its shape."""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_short(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return "; ".join(map(_short, value)) or "none"
-    return str(value)
+def _shutdown_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    phases = [
+        (f"  {phase['name']}", f"{phase['seconds']:.3f} s, {phase['error'] or phase['outcome']}")
+        for phase in report["phases"]
+    ]
+    calls = [(f"calls {outcome}", str(count)) for outcome, count in report["operations"].items()]
+    return [("in all", f"{report['total_duration']:.3f} s"), *phases, *calls]

@@ -90,13 +90,17 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, isolation_level=None)
 
 
-def prepare(path: Path) -> None:
-    """Create the file's tables, or check that an existing file is one this version can use."""
+def prepare(path: Path, dimensions: int | None) -> None:
+    """Create the file's tables, or check that an existing file is one this version can use.
+
+    `dimensions` is the length of the vectors that will be stored, None for no vectors.
+    """
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigurationError(f"path is {str(path)!r}: must be a file in a directory that exists")
     try:
         with closing(open_writer(path)) as connection:
             _create_or_check(connection, path)
+            _check_vectors(connection, dimensions)
     except sqlite3.Error as error:
         raise ConfigurationError(
             f"path is {str(path)!r}: must be a SQLite file that can be read and written ({error})"
@@ -119,6 +123,14 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
     if version != SCHEMA_VERSION:
         raise ConfigurationError(
             f"path is {str(path)!r} with schema version {version}: must be {SCHEMA_VERSION} for this release"
+        )
+
+
+def _check_vectors(connection: sqlite3.Connection, dimensions: int | None) -> None:
+    row = connection.execute("SELECT length(value) / 4 FROM vector LIMIT 1").fetchone()
+    if row and dimensions and row[0] != dimensions:
+        raise ConfigurationError(
+            f"embedding_dim is {dimensions}: must suit the file, which has vectors of length {row[0]}"
         )
 
 

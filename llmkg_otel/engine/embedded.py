@@ -75,7 +75,7 @@ class EmbeddedKnowledgeEngine:
         self._max_nodes = checked_option("max_nodes", max_nodes, 2**62)
         dimensions = checked_option("embedding_dim", embedding_dim, 65_536)
         self._vectors = Vectors(embedder, dimensions) if embedder else None
-        prepare(self._path)
+        prepare(self._path, dimensions if embedder else None)
         self._writer = Lane("llmkg-writer", self._path, write, 1)
         self._readers = Lane("llmkg-reader", self._path, read, READERS)
         self._closed = False

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.errors import ConfigurationError, error_type
 from llmkg_otel.events import HealthChanged, HealthChecked, Observer
 from llmkg_otel.health.status import CheckResult, ComponentHealth, HealthStatus, Observation, trend_of
-from llmkg_otel._threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -6,12 +6,15 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING
 
 from llmkg_otel.errors import OverloadedError
 from llmkg_otel.events import Observer, PermitWaited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["PermitPool"]
 
@@ -61,35 +64,35 @@ class PermitPool:
             self.usage += 1
             return True
 
-    async def acquire(self, operation: str, timeout: float) -> None:
-        """Wait up to `timeout` seconds for a permit; raise OverloadedError if none came, or queue full."""
+    async def acquire(self, operation: str, seconds: float) -> None:
+        """Wait up to `seconds` for a permit; raise OverloadedError if none came, or queue full."""
         ticket = self._enqueue(operation)
         started = self._clock()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await asyncio.wrap_future(ticket)
         except TimeoutError:
             if not self._gave_up(ticket):
                 self._waited(started, acquired=True)
                 return
             self._waited(started, acquired=False)
-            raise self._refusal(operation, f"no permit came free within {timeout:.3g} s") from None
+            raise self._refusal(operation, f"no permit came free within {seconds:.3g} s") from None
         except BaseException:
             if not self._gave_up(ticket):
                 self.release()
             raise
         self._waited(started, acquired=True)
 
-    def acquire_sync(self, operation: str, timeout: float) -> None:
+    def acquire_sync(self, operation: str, seconds: float) -> None:
         """Do the same in a thread of its own."""
         ticket = self._enqueue(operation)
         started = self._clock()
         try:
-            ticket.result(timeout)
+            ticket.result(seconds)
         except FutureTimeoutError:
             if self._gave_up(ticket):
                 self._waited(started, acquired=False)
-                raise self._refusal(operation, f"no permit came free within {timeout:.3g} s") from None
+                raise self._refusal(operation, f"no permit came free within {seconds:.3g} s") from None
         except BaseException:
             if not self._gave_up(ticket):
                 self.release()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from llmkg_otel.config import RateLimitConfig, RateLimitRule
 from llmkg_otel.errors import RateLimitedError
 from llmkg_otel.limiting.token_bucket import TokenBucket, TokenBuckets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmkg_otel.config import RateLimitConfig
 
 __all__ = ["RateLimits"]
 
@@ -41,8 +45,8 @@ class RateLimits:
     def check(self, operation: str, bucket: TokenBucket | None, user: str | None, now: float) -> None:
         """Admit one call, or raise RateLimitedError with the rule and the time to come back.
 
-        `bucket` is the operation's own, None without a rule; `now` is of the monotonic clock. Waiting `retry_after` out, the call is
-        admitted, unless another level refuses it or other calls took the token meanwhile.
+        `bucket` is the operation's own, None without a rule; `now` is of the monotonic clock. Waiting
+        `retry_after` out, the call is admitted, unless another level refuses it or others took the token.
         """
         with self._lock:
             total, users = self._global, self._users
@@ -61,8 +65,7 @@ class RateLimits:
                 acquired[2] += users is not None and user is not None
                 return
             self._rejected[refused] += 1
-        rule = (total, bucket, users)[refused].rule  # type: ignore[union-attr] - it refused, so it is there
-        raise _refusal(operation, _POLICIES[refused], rule, wait)
+        raise _refusal(operation, _POLICIES[refused], (total, bucket, users)[refused], wait)
 
     def _put_back(self, *buckets: TokenBucket | None) -> None:
         for bucket in buckets:
@@ -70,7 +73,11 @@ class RateLimits:
                 bucket.put_back()
 
 
-def _refusal(operation: str, policy: str, rule: RateLimitRule, wait: float) -> RateLimitedError:
+def _refusal(
+    operation: str, policy: str, refused_by: TokenBucket | TokenBuckets | None, wait: float
+) -> RateLimitedError:
+    assert refused_by is not None  # noqa: S101 - it refused, so it is there
+    rule = refused_by.rule
     limit = f"{rule.requests_per_second:g}/second (burst {rule.burst:g})"
     return RateLimitedError(
         f"{operation}: the {policy} rate limit of {limit} is spent",

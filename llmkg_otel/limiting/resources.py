@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 
-from llmkg_otel.config import ResourceLimits
 from llmkg_otel.errors import ResourceExhaustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmkg_otel.config import ResourceLimits
 
 __all__ = ["ResourceUsage", "Resources"]
 

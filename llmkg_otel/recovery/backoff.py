@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmkg_otel.errors import LlmkgOtelError, OperationTimeoutError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmkg_otel.config import RetryConfig
 
 __all__ = ["backoff_seconds", "is_retryable", "retry_after_seconds"]
@@ -31,8 +32,9 @@ def backoff_seconds(config: RetryConfig, retry: int, random: Callable[[], float]
 def retry_after_seconds(error: BaseException) -> float:
     """Return how long the failed service asked to be left alone (its `retry_after`, s), else 0."""
     after = getattr(error, "retry_after", None)
-    usable = isinstance(after, int | float) and math.isfinite(after)
-    return max(0.0, float(after)) if usable else 0.0
+    if not isinstance(after, int | float) or not math.isfinite(after):
+        return 0.0
+    return max(0.0, float(after))
 
 
 def is_retryable(error: BaseException, *, idempotent: bool) -> bool:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pybreaker
 
-from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llmkg_otel.config import CircuitBreakerConfig
 
 __all__ = ["CircuitBreaker", "Ticket"]
 
@@ -42,7 +45,7 @@ class Ticket:
 Moves = list[tuple[str, str]]
 
 
-class _Transitions(pybreaker.CircuitBreakerListener):  # type: ignore[misc]
+class _Transitions(pybreaker.CircuitBreakerListener):
     """Collects pybreaker's notifications, so that observers hear them after the lock is dropped."""
 
     def __init__(self) -> None:

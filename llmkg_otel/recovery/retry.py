@@ -11,17 +11,20 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from llmkg_otel.call import Call
-from llmkg_otel.config import RetryConfig
 from llmkg_otel.errors import OperationTimeoutError, error_type
 from llmkg_otel.events import Observer, RetryScheduled
 from llmkg_otel.recovery.backoff import backoff_seconds, is_retryable, retry_after_seconds
-from llmkg_otel.recovery.budget import RetryBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llmkg_otel.call import Call
+    from llmkg_otel.config import RetryConfig
+    from llmkg_otel.recovery.budget import RetryBudget
 
 __all__ = ["Retry"]
 
@@ -72,7 +75,8 @@ class Retry:
         """Go on after a first failed attempt; raise the last failure itself when it is over."""
         run = _Run(self, call, failure)
         try:
-            return run.done(await AsyncRetrying(sleep=self._sleep, **run.rules)(run.replay_async, attempt))
+            retrying = AsyncRetrying(sleep=self._sleep, **run.rules)
+            return run.done(cast("T", await retrying(run.replay_async, attempt)))
         finally:
             run.close()
 
@@ -80,7 +84,8 @@ class Retry:
         """Do the same in a thread of its own; waits block the thread."""
         run = _Run(self, call, failure)
         try:
-            return run.done(Retrying(sleep=self._sleep_sync, **run.rules)(run.replay, attempt))
+            retrying = Retrying(sleep=self._sleep_sync, **run.rules)
+            return run.done(cast("T", retrying(run.replay, attempt)))
         finally:
             run.close()
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fastmcp.server.auth import AccessToken, TokenVerifier
-from pydantic import SecretStr
 
-from llmkg_otel.config import ProductionConfig
 from llmkg_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import SecretStr
+
+    from llmkg_otel.config import ProductionConfig
 
 __all__ = ["TokenTable", "is_loopback", "refuse_open_server"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastmcp import FastMCP
-from fastmcp.server.auth import AuthProvider
 from fastmcp.server.auth.providers.jwt import JWTVerifier
 from pydantic import Field
 
@@ -16,7 +15,11 @@ from llmkg_otel.engine.chunks import split_into_passages
 from llmkg_otel.engine.protocol import Fact, Hit, KnowledgeEngine, Passage, SearchMode, SupportsAnswer
 from llmkg_otel.server.auth import TokenTable
 from llmkg_otel.server.middleware import ProductionMiddleware
-from llmkg_otel.system import ProductionSystem
+
+if TYPE_CHECKING:
+    from fastmcp.server.auth import AuthProvider
+
+    from llmkg_otel.system import ProductionSystem
 
 __all__ = ["build_server"]
 
@@ -67,7 +70,10 @@ def _auth(system: ProductionSystem) -> AuthProvider | None:
 
 def _engine_tools(engine: KnowledgeEngine) -> list[Any]:
     async def store_fact(
-        subject: Text, predicate: Text, object: Text, confidence: Confidence = 1.0  # noqa: A002
+        subject: Text,
+        predicate: Text,
+        object: Text,  # noqa: A002 - a triple's third part
+        confidence: Confidence = 1.0,
     ) -> dict[str, Any]:
         """Store one fact. Storing the same subject, predicate and object again updates its confidence."""
         ids = await engine.store_facts([Fact(subject, predicate, object, confidence)])
@@ -94,8 +100,7 @@ def _engine_tools(engine: KnowledgeEngine) -> list[Any]:
     async def ask_question(question: Text, limit: Limit = 10) -> dict[str, Any]:
         """Gather ranked evidence for a question; with an answer in words only if the engine can give one."""
         hits = await engine.search(question, limit=limit, mode="hybrid")
-        told = engine.capabilities
-        answer = await engine.answer(question) if _can_answer(engine) and "answer" in told else None
+        answer = await engine.answer(question) if isinstance(engine, SupportsAnswer) else None
         return {"answer": answer, "evidence": [_hit(hit) for hit in hits]}
 
     async def explore_connections(
@@ -148,10 +153,6 @@ def _system_tools(system: ProductionSystem) -> list[Any]:
         return {"alive": result.ok, "reasons": list(result.reasons)}
 
     return [get_system_status, get_health_report, get_prometheus_metrics, readiness_check, liveness_check]
-
-
-def _can_answer(engine: object) -> bool:
-    return isinstance(engine, SupportsAnswer)
 
 
 def _hit(hit: Hit) -> dict[str, Any]:

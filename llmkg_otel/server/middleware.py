@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mcp_types
 from fastmcp.exceptions import NotFoundError, ToolError, ValidationError
@@ -18,9 +18,11 @@ from pydantic_core import to_json
 
 from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, error_type
 from llmkg_otel.operation import OTHER
-from llmkg_otel.system import ProductionSystem
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import histogram
+
+if TYPE_CHECKING:
+    from llmkg_otel.system import ProductionSystem
 
 __all__ = ["CORRELATION_KEY", "ProductionMiddleware"]
 
@@ -144,7 +146,9 @@ def _error_result(error: Exception) -> ToolResult:
     """
     if isinstance(error, LlmkgOtelError):
         told = error.to_dict()
-    elif isinstance(error, ToolError | ValidationError | NotFoundError):
+    elif isinstance(error, ValidationError):
+        told = {"code": "invalid_input", "message": str(error)}
+    elif isinstance(error, ToolError | NotFoundError):
         told = {"code": "tool_error", "message": str(error)}
     else:
         told = {"code": "engine_error", "message": f"the engine failed: {type(error).__name__}"}
@@ -164,7 +168,7 @@ def _user() -> str | None:
 
 
 def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
-    """Return the caller's correlation id if it sent a well-formed one: 8 to 64 of A-Z a-z 0-9 . _ -"""
+    """Return the caller's correlation id if it is well formed: 8 to 64 letters, digits, `.`, `_`, `-`."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     meta = request.meta if request is not None else None
     given = meta.get(CORRELATION_KEY) if isinstance(meta, dict) else None

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hmac
 import socket
 import threading
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from llmkg_otel.health.probes import ProbeResult
 from llmkg_otel.health.status import HealthStatus
 from llmkg_otel.server.auth import is_loopback
-from llmkg_otel.system import ProductionSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+
+    from llmkg_otel.health.probes import ProbeResult
+    from llmkg_otel.system import ProductionSystem
 
 __all__ = ["OpsServer", "listen", "ops_app", "url_of"]
 

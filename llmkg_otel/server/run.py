@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from llmkg_otel.config import ProductionConfig
 from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
 from llmkg_otel.server.serve import serve
-from llmkg_otel.shutdown.report import ShutdownReport
 from llmkg_otel.system import create_production_system
 from llmkg_otel.telemetry.logs import JsonLogs
 from llmkg_otel.telemetry.records import EVENT_NAME
 from llmkg_otel.telemetry.semconv import SHUTDOWN_COMPLETED
+
+if TYPE_CHECKING:
+    from llmkg_otel.config import ProductionConfig
+    from llmkg_otel.shutdown.report import ShutdownReport
 
 __all__ = ["run_embedded"]
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import uvicorn
 
 from llmkg_otel.server.auth import refuse_open_server
 from llmkg_otel.server.mcp import build_server
 from llmkg_otel.server.ops import OpsServer, listen, url_of
-from llmkg_otel.shutdown.report import ShutdownReport
 from llmkg_otel.shutdown.signals import shutdown_signals
-from llmkg_otel.system import ProductionSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from llmkg_otel.shutdown.report import ShutdownReport
+    from llmkg_otel.system import ProductionSystem
 
 __all__ = ["serve"]
 
@@ -60,7 +63,7 @@ async def _stdio(system: ProductionSystem) -> None:
 
 
 def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[None, None, None]:
-    """Bind the address now, so that a taken one is an error before anything has started; serve when awaited."""
+    """Bind the address now, so that a taken one is an error before anything starts; serve when awaited."""
     config = system.config
     refuse_open_server(config)
     socket = stack.enter_context(listen(config.server.host, config.server.port))

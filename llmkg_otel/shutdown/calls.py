@@ -6,11 +6,15 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from llmkg_otel.call import Call
 from llmkg_otel.errors import ShuttingDownError
 from llmkg_otel.shutdown.report import CancelledCall
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmkg_otel.call import Call
 
 __all__ = ["ActiveCalls"]
 
@@ -65,7 +69,7 @@ class ActiveCalls:
         with self._lock:
             self._closed = True
 
-    async def wait_idle(self, timeout: float) -> bool:
+    async def wait_idle(self, timeout: float) -> bool:  # noqa: ASYNC109 - the drain's protocol
         """Wait until no call is in flight; False if some still are after `timeout` seconds."""
         idle = asyncio.Event()
         self._idle = (asyncio.get_running_loop(), idle)

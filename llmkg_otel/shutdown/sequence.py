@@ -8,9 +8,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
+from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.events import LifecycleChanged, Observer, ShutdownPhaseEnded
 from llmkg_otel.shutdown.report import CancelledCall, Outcome, PhaseReport, ShutdownReport
-from llmkg_otel._threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from opentelemetry.metrics import Counter, Histogram, Meter
+from typing import TYPE_CHECKING
 
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.semconv import DURATION_BUCKETS, Instrument
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Counter, Histogram, Meter
 
 __all__ = ["Instruments", "counter", "histogram"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from llmkg_otel.telemetry import semconv
-from llmkg_otel.telemetry.semconv import Instrument
 
 if TYPE_CHECKING:
     from llmkg_otel.system import ProductionSystem
+    from llmkg_otel.telemetry.semconv import Instrument
 
 __all__ = ["observe"]
 

@@ -10,7 +10,7 @@ import threading
 import traceback
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from opentelemetry import trace
 
@@ -104,7 +104,7 @@ class JsonLogs:
         """Records lost because the queue was full."""
         return self._handler.dropped
 
-    def __enter__(self) -> JsonLogs:
+    def __enter__(self) -> Self:
         root = logging.getLogger()
         self._before = (list(root.handlers), root.level)
         for handler in self._before[0]:

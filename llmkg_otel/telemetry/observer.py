@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
-from opentelemetry.metrics import Meter
 from opentelemetry.trace import (
     Span,
     SpanContext,
@@ -18,12 +17,18 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from llmkg_otel.call import Call
 from llmkg_otel.errors import CircuitOpenError, LlmkgOtelError, RejectedError, error_type
 from llmkg_otel.events import BreakerTransitioned, Event, LifecycleChanged, ShutdownPhaseEnded
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import Instruments
 from llmkg_otel.telemetry.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.metrics import Meter
+
+    from llmkg_otel.call import Call
 
 __all__ = ["TelemetryObserver"]
 

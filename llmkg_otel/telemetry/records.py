@@ -6,7 +6,7 @@ import functools
 import logging
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.errors import RateLimitedError, RejectedError
 from llmkg_otel.events import (
@@ -21,7 +21,9 @@ from llmkg_otel.events import (
     ShutdownPhaseEnded,
 )
 from llmkg_otel.telemetry import semconv
-from llmkg_otel.telemetry.instruments import Instruments
+
+if TYPE_CHECKING:
+    from llmkg_otel.telemetry.instruments import Instruments
 
 __all__ = ["EVENT_NAME", "Records"]
 

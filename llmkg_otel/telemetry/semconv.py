@@ -7,9 +7,11 @@ one is listed; None means a set that configuration or code bounds (operation nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["DURATION_BUCKETS", "INSTRUMENTS", "METER_NAME", "SCHEMA_URL", "Instrument"]
 

@@ -11,21 +11,24 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
-from opentelemetry.metrics import Meter, MeterProvider
 from opentelemetry.sdk._configuration import _OTelSDKConfigurator
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.trace import Tracer, TracerProvider
 
 from llmkg_otel.telemetry.collected import CollectedMetrics
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.metrics import Meter, MeterProvider
+    from opentelemetry.trace import Tracer, TracerProvider
 
 __all__ = ["Telemetry", "set_up_telemetry"]
 
@@ -67,7 +70,11 @@ class Telemetry:
         late = _run_each([getattr(p, step, None) for p in providers], timeout)
         if isinstance(self.meter_provider, SdkMeterProvider) and not self.owned:
             self.meter_provider.remove_metric_reader(self.collected.reader)
-        return f"{late} of {len(providers)} telemetry providers did not finish in {timeout:g} s" if late else None
+        return (
+            f"{late} of {len(providers)} telemetry providers did not finish in {timeout:g} s"
+            if late
+            else None
+        )
 
 
 def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> int:
@@ -111,18 +118,20 @@ def _globals_are_set() -> bool:
 
 
 def _configure_globals() -> tuple[tuple[Any, ...], tuple[logging.Handler, ...]]:
-    _Configurator().configure(resource_attributes=_resource_defaults())
+    configure: Callable[..., None] = _Configurator().configure  # type: ignore[no-untyped-call]
+    configure(resource_attributes=_resource_defaults())
     owned = (trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())
     if os.environ.get("OTEL_LOGS_EXPORTER", "none").strip().lower() in ("", "none"):
         return owned, ()
     handler = LoggingHandler()
-    handler.addFilter(lambda record: not record.name.startswith("opentelemetry"))  # exporters must not feed themselves
+    # Exporters log their failures: those must not feed the exporter.
+    handler.addFilter(lambda record: not record.name.startswith("opentelemetry"))
     logging.getLogger().addHandler(handler)
     return owned, (handler,)
 
 
 def _resource_defaults() -> dict[str, str]:
-    """Return what describes this process, less what `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say."""
+    """Return what describes this process, less what the `OTEL_*` variables say already."""
     given = Resource.create().attributes
     defaults = {
         "service.name": "llmkg",
