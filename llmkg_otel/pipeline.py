@@ -82,9 +82,8 @@ class Pipeline:
                 except Exception as failure:
                     if self._is_final(op, call, failure):
                         raise
-                    return await op.retry.resume(
-                        call, failure, partial(self._attempt, op, call, task, target)
-                    )
+                    again = partial(self._attempt, op, call, task, target)
+                    return await op.retry.resume(call, failure, again, self.caller_errors)
             finally:
                 for pool in pools[:held]:
                     pool.release()
@@ -116,7 +115,8 @@ class Pipeline:
                 except Exception as failure:
                     if self._is_final(op, call, failure):
                         raise
-                    return op.retry.resume_sync(call, failure, partial(self._attempt_sync, op, call, body))
+                    again = partial(self._attempt_sync, op, call, body)
+                    return op.retry.resume_sync(call, failure, again, self.caller_errors)
             finally:
                 for pool in pools[:held]:
                     pool.release()
@@ -213,5 +213,17 @@ async def _in_thread(body: Callable[[], Any]) -> Any:
 
     A cancelled or timed-out call leaves its thread to finish: Python has no way to stop it.
     """
-    result = await asyncio.wrap_future(in_daemon_thread(body, "llmkg-operation"))
+
+    def outcome() -> tuple[Any, BaseException | None]:
+        try:
+            return body(), None
+        except BaseException as error:  # noqa: BLE001 - a future would not carry every one as it is
+            return None, error
+
+    result, error = await asyncio.wrap_future(in_daemon_thread(outcome, "llmkg-operation"))
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
     return await result if inspect.isawaitable(result) else result

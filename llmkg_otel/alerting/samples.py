@@ -119,7 +119,10 @@ class SampleStore:
             self._forget(now - self._retention)
 
     def _add(self, name: str, key: Labels, now: int, value: float) -> None:
-        ring = self._by_name.setdefault(name, {}).setdefault(key, _Ring())
+        rings = self._by_name.setdefault(name, {})
+        ring = rings.get(key)
+        if ring is None:
+            ring = rings[key] = _Ring()
         ring.append(now, value, now - self._retention, self._max_points)
 
     def _forget(self, oldest: int) -> None:

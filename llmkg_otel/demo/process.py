@@ -46,7 +46,7 @@ def configuration(directory: Path, tokens: Mapping[str, str]) -> dict[str, Any]:
         "rate_limiting": {
             "requests_per_second": 1000,
             "burst_capacity": 2000,
-            "per_user": {"requests_per_second": 12, "burst_capacity": 24},
+            "per_user": {"requests_per_second": 10, "burst_capacity": 10},
         },
         "resources": {"max_cpu_percent": 100},
         "retry": {"base_delay_ms": 50, "max_delay_ms": 500},

@@ -78,8 +78,8 @@ class _Demo:
         self._keep = keep
         self._visitors = _visitors()
         self._guest_token = secrets.token_urlsafe(24)
-        tokens = {visitor.name: visitor.token for visitor in self._visitors}
-        self._config = configuration(directory, tokens | {"guest": self._guest_token})
+        names = {visitor.token: visitor.name for visitor in self._visitors} | {self._guest_token: "guest"}
+        self._config = configuration(directory, {name: token for token, name in names.items()})
         self._server = ServerProcess(directory, self._config)
         self._journal = Journal()
         self._view = LiveView(console, self._journal, self._server.ops_url)
@@ -197,6 +197,8 @@ class _Demo:
 
 
 def _visitors() -> list[Visitor]:
-    """Return seven steady clients and one that calls far more often than its rate limit allows."""
-    steady = [Visitor(f"visitor-{n}", secrets.token_urlsafe(24), pace=0.1) for n in range(1, 8)]
-    return [*steady, Visitor("impatient", secrets.token_urlsafe(24), pace=0.02, patient=False)]
+    """Return seven steady clients, and three that share a token and so spend its rate limit together."""
+    steady = [Visitor(f"visitor-{n}", secrets.token_urlsafe(24), pace=0.15) for n in range(1, 8)]
+    shared = secrets.token_urlsafe(24)
+    hasty = [Visitor(f"impatient-{n}", shared, pace=0.08, patient=False) for n in range(1, 4)]
+    return [*steady, *hasty]

@@ -78,6 +78,10 @@ def open_writer(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        # A batch touches pages all over six indexes. With SQLite's 2 MB cache they are written more
+        # than once in a commit, with its 4 MB log copied back after each: half the speed (measured).
+        connection.execute("PRAGMA cache_size = -32000")  # KiB
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages of 4 KiB
     except sqlite3.Error:
         connection.close()
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from llmkg_otel.errors import OperationTimeoutError, error_type
+from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, error_type
 from llmkg_otel.events import Observer, RetryScheduled
 from llmkg_otel.recovery.backoff import backoff_seconds, is_retryable, retry_after_seconds
 
@@ -71,21 +71,45 @@ class Retry:
         with self._lock:
             self.calls[outcome] += 1
 
-    async def resume(self, call: Call, failure: Exception, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Go on after a first failed attempt; raise the last failure itself when it is over."""
-        run = _Run(self, call, failure)
+    async def resume(
+        self,
+        call: Call,
+        failure: Exception,
+        attempt: Callable[[], Awaitable[T]],
+        final: tuple[type[Exception], ...] = (),
+    ) -> T:
+        """Go on after a first failed attempt; raise the last failure itself when it is over.
+
+        Failures of the classes in `final` are never retried. A circuit that opened between two attempts
+        is no refusal of this call, which has reached the engine: it raises the engine's last failure.
+        """
+        run = _Run(self, call, failure, final)
         try:
             retrying = AsyncRetrying(sleep=self._sleep, **run.rules)
             return run.done(cast("T", await retrying(run.replay_async, attempt)))
+        except CircuitOpenError:
+            if run.attempted:
+                raise
+            raise run.failure from None
         finally:
             run.close()
 
-    def resume_sync(self, call: Call, failure: Exception, attempt: Callable[[], T]) -> T:
+    def resume_sync(
+        self,
+        call: Call,
+        failure: Exception,
+        attempt: Callable[[], T],
+        final: tuple[type[Exception], ...] = (),
+    ) -> T:
         """Do the same in a thread of its own; waits block the thread."""
-        run = _Run(self, call, failure)
+        run = _Run(self, call, failure, final)
         try:
             retrying = Retrying(sleep=self._sleep_sync, **run.rules)
             return run.done(cast("T", retrying(run.replay, attempt)))
+        except CircuitOpenError:
+            if run.attempted:
+                raise
+            raise run.failure from None
         finally:
             run.close()
 
@@ -98,10 +122,15 @@ class Retry:
 class _Run:
     """The retries of one call: tenacity's questions, answered for this call, and the outcome."""
 
-    def __init__(self, policy: Retry, call: Call, failure: Exception) -> None:
+    def __init__(
+        self, policy: Retry, call: Call, failure: Exception, final: tuple[type[Exception], ...]
+    ) -> None:
         self._policy = policy
         self._call = call
+        self._final = final
         self._pending: Exception | None = failure
+        self._attempts = call.attempts
+        self.failure: BaseException = failure
         self._outcome = "cancelled"
         self._in_budget = False
         self.rules: dict[str, Any] = {
@@ -111,6 +140,11 @@ class _Run:
             "before_sleep": self._announce,
             "reraise": True,
         }
+
+    @property
+    def attempted(self) -> bool:
+        """Whether the engine was called since the last failure that was to be retried."""
+        return self._call.attempts > self._attempts
 
     def replay(self, attempt: Callable[[], T]) -> T:
         if (failure := self._pending) is not None:
@@ -138,7 +172,8 @@ class _Run:
         error = _failure(state)
         if error is None:
             return False
-        if is_retryable(error, idempotent=self._policy.idempotent) and not self._call.nested:
+        retryable = is_retryable(error, idempotent=self._policy.idempotent)
+        if retryable and not self._call.nested and not isinstance(error, self._final):
             return True
         if isinstance(error, Exception):
             out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
@@ -163,6 +198,7 @@ class _Run:
     def _announce(self, state: RetryCallState) -> None:
         error = _failure(state)
         kind = "" if error is None else error_type(error)
+        self.failure, self._attempts = error or self.failure, self._call.attempts
         event = RetryScheduled(self._policy.name, state.attempt_number, state.upcoming_sleep, kind)
         self._policy.observer.on_event(event)
 

@@ -1,0 +1,162 @@
+"""The operators' port as an app: answers, tokens, and what it must not depend on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+
+from llmkg_otel import ProductionConfig, ProductionSystem
+from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.server.auth import TokenTable, is_loopback, refuse_open_server
+from llmkg_otel.server.ops import ops_app
+from llmkg_otel.testing import captured_telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TOKEN = "operator-token-0123456789"
+
+
+class Engine:
+    """A stub whose health is what a test says."""
+
+    error: Exception | None = None
+
+    async def ping(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+async def ops(request: pytest.FixtureRequest) -> AsyncIterator[tuple[httpx2.AsyncClient, ProductionSystem]]:
+    server: dict[str, Any] = getattr(request, "param", {})
+    config = ProductionConfig(
+        server=server, shutdown={"lame_duck_seconds": 0}, health={"failure_threshold": 1}
+    )
+    with captured_telemetry() as telemetry:
+        system = ProductionSystem(
+            Engine(),
+            config,
+            tracer_provider=telemetry.tracer_provider,
+            meter_provider=telemetry.meter_provider,
+        )
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(ops_app(system)), base_url="http://ops"
+        ) as client:
+            yield client, system
+        await system.shutdown()
+
+
+Ops = tuple[httpx2.AsyncClient, ProductionSystem]
+
+
+async def test_probes_follow_the_life_of_the_system(ops: Ops) -> None:
+    client, system = ops
+
+    async def answers() -> list[int]:
+        return [(await client.get(f"/{probe}")).status_code for probe in ("livez", "readyz", "startupz")]
+
+    assert await answers() == [200, 503, 503]
+    await system.start()
+    assert await answers() == [200, 200, 200]
+    await system.shutdown()
+    assert await answers() == [200, 503, 200]
+    assert (await client.get("/readyz")).text == "lifecycle: stopped"
+
+
+async def test_a_dead_engine_fails_readiness_and_health_but_not_liveness(ops: Ops) -> None:
+    client, system = ops
+    system.engine.error = ConnectionError("no route")
+    await system.start()
+    assert (await client.get("/livez")).status_code == 200
+    readiness = await client.get("/readyz")
+    assert (readiness.status_code, readiness.text) == (503, "engine: fail: ConnectionError: no route")
+    health = await client.get("/healthz")
+    assert health.status_code == 503
+    assert health.headers["content-type"] == "application/health+json"
+    assert health.json()["checks"]["engine"][0]["status"] == "fail"
+
+
+async def test_status_is_open_on_loopback(ops: Ops) -> None:
+    client, _ = ops
+    assert set((await client.get("/status")).json()) == {
+        "health",
+        "resources",
+        "rate_limits",
+        "error_recovery",
+        "system_metrics",
+        "shutdown",
+        "performance",
+        "alerts",
+    }
+
+
+@pytest.mark.parametrize(
+    "ops", [{"ops_host": "0.0.0.0", "operator_token": TOKEN}, {"operator_token": TOKEN}], indirect=True
+)
+async def test_status_asks_for_the_operator_token_where_there_is_one(ops: Ops) -> None:
+    client, _ = ops
+    refused = await client.get("/status")
+    assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert (await client.get("/status", headers={"authorization": "Bearer wrong"})).status_code == 401
+    assert (await client.get("/status", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
+    assert (await client.get("/metrics")).status_code == 200
+
+
+@pytest.mark.parametrize("ops", [{"ops_host": "0.0.0.0"}], indirect=True)
+async def test_status_is_closed_beyond_loopback_without_an_operator_token(ops: Ops) -> None:
+    client, _ = ops
+    assert (await client.get("/status")).status_code == 401
+    assert (await client.get("/status", headers={"authorization": "Bearer "})).status_code == 401
+
+
+async def test_probes_answer_while_a_call_is_stuck(ops: Ops) -> None:
+    client, system = ops
+    await system.start()
+    stuck = asyncio.create_task(system.execute_protected_operation("stuck", asyncio.Event().wait))
+    await asyncio.sleep(0)
+    assert (await client.get("/readyz")).status_code == 200
+    assert (await client.get("/status")).json()["resources"]["operations_in_flight"] == 1
+    stuck.cancel()
+    await asyncio.wait({stuck})
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("example.org", False)],
+)
+def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        {"auth_tokens": {"a": "b"}},
+        {"server": {"host": "0.0.0.0", "jwks_uri": "https://id.example/jwks"}},
+        {"server": {"host": "0.0.0.0", "insecure": True}},
+        {"server": {"host": "127.0.0.1"}},
+    ],
+)
+def test_a_guarded_or_local_server_may_be_served(guard: dict[str, Any]) -> None:
+    refuse_open_server(ProductionConfig(**({"server": {"host": "0.0.0.0"}} | guard)))
+
+
+def test_an_open_server_may_not_be_served() -> None:
+    with pytest.raises(ConfigurationError, match=r"server.host = '0.0.0.0'.*LLMKG_AUTH_TOKENS"):
+        refuse_open_server(ProductionConfig(server={"host": "0.0.0.0"}))
+
+
+async def test_a_token_tells_its_owner_and_nothing_else_does() -> None:
+    config = ProductionConfig(auth_tokens="ann=secret-of-ann,bob=secret-of-bob")
+    table = TokenTable(config.auth_tokens)
+    ann = await table.verify_token("secret-of-ann")
+    assert ann is not None
+    assert ann.subject == "ann"
+    assert await table.verify_token("ann") is None
+    assert await table.verify_token("") is None
+    assert "secret" not in repr(vars(table))

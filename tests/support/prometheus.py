@@ -1,0 +1,180 @@
+"""Series in promtool's notation, stores filled with them, and promtool itself as the oracle."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import yaml
+
+from llmkg_otel.alerting.samples import SampleStore
+from llmkg_otel.events import AlertChanged, Event
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Labels = tuple[tuple[str, str], ...]
+Vector = dict[Labels, float]
+SeriesText = Sequence[tuple[str, str]]
+
+STALE = object()
+_LABEL = re.compile(r'([a-zA-Z_][\w.]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+_SERIES = re.compile(r"\s*([a-zA-Z_:][\w:]*)?\s*(?:\{(.*)\})?\s*", re.DOTALL)
+_VALUE = re.compile(
+    r"(_|stale|[-+]?(?:inf|nan|[\d.]+(?:e[-+]?\d+)?))([-+][\d.]+(?:e[-+]?\d+)?)?(?:x(\d+))?", re.IGNORECASE
+)
+_GOT = re.compile(r'((?:[a-zA-Z_:][\w:]*)?\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\}) ([-+]?[\w.+-]+)')
+
+
+def labels_of(text: str | None) -> Labels:
+    """Read `name{a="b"}`."""
+    found = _SERIES.fullmatch(text or "")
+    assert found is not None, text
+    pairs = {name: json.loads(f'"{value}"') for name, value in _LABEL.findall(found[2] or "")}
+    if found[1]:
+        pairs["__name__"] = found[1]
+    return tuple(sorted((name, value) for name, value in pairs.items() if value))
+
+
+def values_of(text: str) -> list[object]:
+    """Read `0+10x5 _ stale NaN`: floats, None for a gap, STALE for a marker."""
+    result: list[object] = []
+    for token in text.split():
+        found = _VALUE.fullmatch(token)
+        assert found is not None, token
+        first, step, times = found.groups()
+        if first == "_":
+            result += [None] * int(times or 1)
+        elif first == "stale":
+            result.append(STALE)
+        else:
+            result += [
+                float(first) + index * float(step or 0) for index in range(int(times) + 1 if times else 1)
+            ]
+    return result
+
+
+def fill(store: SampleStore, series: SeriesText, interval: float, start: float = 0.0) -> float:
+    """Append series in promtool's notation, one point every `interval`; return the time of the last."""
+    points: dict[float, dict[Labels, object]] = defaultdict(dict)
+    for name, values in series:
+        for index, value in enumerate(values_of(values)):
+            if value is not None:
+                points[start + index * interval][labels_of(name)] = value
+    for at in sorted(points):
+        for key, value in points[at].items():
+            named = dict(key)
+            sample = [(named.pop("__name__", ""), named, value)] if isinstance(value, float) else []
+            store.append(at, sample, source=str(key))
+    return max(points, default=start)
+
+
+def store_of(series: SeriesText, interval: float) -> SampleStore:
+    """Return a store that holds these series from time 0 and forgets nothing."""
+    store = SampleStore(retention_seconds=1e9, max_points=10**6)
+    fill(store, series, interval)
+    return store
+
+
+def vector_of(samples: Iterable[tuple[Labels, float]]) -> Vector:
+    """Return a vector for comparison; the same label set twice is a defect of whatever made it."""
+    listed = list(samples)
+    vector = dict(listed)
+    assert len(vector) == len(listed)
+    return vector
+
+
+def same(left: Vector, right: Vector, tolerance: float = 1e-9) -> bool:
+    """Say whether two vectors have the same labels and, nearly, values; NaN equals NaN here."""
+    return left.keys() == right.keys() and all(
+        (math.isnan(value) and math.isnan(right[key]))
+        or value == right[key]
+        or math.isclose(value, right[key], rel_tol=tolerance, abs_tol=1e-12)
+        for key, value in left.items()
+    )
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    events: list[AlertChanged] = field(default_factory=list)
+
+    def on_event(self, event: Event) -> None:
+        assert isinstance(event, AlertChanged)
+        self.events.append(event)
+
+    def names(self) -> list[tuple[str, bool]]:
+        return [(event.alert, event.firing) for event in self.events]
+
+
+@dataclass(frozen=True)
+class Promtool:
+    """`promtool test rules` with expectations that never hold, so that it prints what it got."""
+
+    path: str
+    directory: Path
+
+    @property
+    def is_version_2(self) -> bool:
+        done = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=True)
+        return "version 2." in done.stdout + done.stderr
+
+    def run(self, test: Mapping[str, object], rules: str | None = None) -> str:
+        if rules is not None:
+            (self.directory / "rules.yaml").write_text(rules)
+        files = ["rules.yaml"] if rules is not None else []
+        body = {
+            "rule_files": files,
+            "evaluation_interval": test["interval"],
+            "group_eval_order": re.findall(r"name: ([\w-]+)", rules or ""),  # else at random
+            "tests": [test],
+        }
+        (self.directory / "test.yaml").write_text(yaml.safe_dump(body, width=10**6))
+        command = [self.path, "test", "rules", "test.yaml"]
+        done = subprocess.run(command, cwd=self.directory, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    def vectors(
+        self,
+        series: SeriesText,
+        interval: int,
+        questions: Sequence[tuple[str, int]],
+        rules: str | None = None,
+    ) -> list[Vector | str]:
+        """Return each (expression, time)'s vector, or the error that promtool reports for it.
+
+        `rules` is a rule file that is evaluated at every interval.
+        """
+        never = [{"labels": '{never="1"}', "value": 1}]
+        last = max(at for _, at in questions) + interval  # samples load only up to the last evaluation
+        asked = [*questions, ("vector(0)", last)]
+        output = self.run(
+            {
+                "interval": f"{interval}s",
+                "input_series": [{"series": name, "values": values} for name, values in series],
+                "promql_expr_test": [
+                    {"expr": expr, "eval_time": f"{at}s", "exp_samples": never} for expr, at in asked
+                ],
+            },
+            rules,
+        )
+        answers = re.split(r"^    expr: ", output, flags=re.MULTILINE)[1:]
+        assert len(answers) == len(asked), output
+        return [_answer(text) for text in answers[:-1]]
+
+
+def _answer(text: str) -> Vector | str:
+    _, found, got = text.partition("\n        got:")
+    if not found:
+        return text.partition("err: ")[2].strip() or text
+    if got.strip().startswith("nil"):
+        return {}
+    pairs = [(labels_of(labels), float(value)) for labels, value in _GOT.findall(got)]
+    return vector_of(pairs)

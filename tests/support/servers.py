@@ -1,0 +1,108 @@
+"""Real processes for tests: servers started on spare loopback ports, and polite waiting."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEADLINE_SECONDS = 20.0
+SCRIPTS = Path(sys.executable).parent
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+def http_get(url: str, headers: dict[str, str] | None = None) -> Answer:
+    request = urllib.request.Request(url, headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return Answer(response.status, dict(response.headers), response.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, dict(error.headers), error.read().decode())
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Poll until the condition is true; fail with what was waited for."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {DEADLINE_SECONDS} s")
+
+
+@dataclass
+class RunningServer:
+    """`llmkg-otel serve` as a child process, its addresses read from its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    mcp_url: str = ""
+    ops_url: str = ""
+
+    def wait_ready(self) -> None:
+        self.ops_url = self._logged(r"operators' port: (http://[^\"]+)")
+        self.mcp_url = self._logged(r"MCP: (http://[^\"]+)")
+        wait_until(self._is_ready, "readiness")
+
+    def _logged(self, pattern: str) -> str:
+        found = wait_until(lambda: re.search(pattern, self.log.read_text()), f"{pattern} in {self.log}")
+        return str(found[1])
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return http_get(f"{self.ops_url}/readyz").status == 200
+
+    def terminate(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE_SECONDS)
+
+
+@dataclass
+class Servers:
+    directory: Path
+    started: list[RunningServer] = field(default_factory=list)
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None, wait: bool = True) -> RunningServer:
+        """Start `llmkg-otel serve`; OTEL_INSTRUMENT in `env` runs it under opentelemetry-instrument."""
+        log = self.directory / f"server-{len(self.started)}.log"
+        environment = {"LLMKG_SHUTDOWN__LAME_DUCK_SECONDS": "0", **(env or {})}
+        instrumented = environment.pop("OTEL_INSTRUMENT", None) is not None
+        command = [str(SCRIPTS / "llmkg-otel"), "serve", "--port", "0", "--ops-port", "0", *arguments]
+        command += ["--engine-path", str(self.directory / "k.db")]
+        if instrumented:
+            command = [str(SCRIPTS / "opentelemetry-instrument"), *command]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **environment},
+            )
+        server = RunningServer(process, log)
+        self.started.append(server)
+        if wait:
+            server.wait_ready()
+        return server
+
+    def kill_remaining(self) -> None:
+        for server in self.started:
+            if server.process.poll() is None:
+                server.process.kill()
+            server.process.wait(DEADLINE_SECONDS)
