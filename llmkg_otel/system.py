@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call
@@ -142,6 +142,29 @@ class ProductionSystem:
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.shutdown()
+
+    # Two overloads, since a checker cannot tell T from Awaitable[T] in one union.
+    @overload
+    async def execute_protected_operation(
+        self,
+        operation_name: str,
+        operation: Callable[[], Awaitable[T]],
+        *,
+        user_id: str | None = None,
+        correlation_id: str | None = None,
+        enrich_current_span: bool = False,
+    ) -> T: ...
+
+    @overload
+    async def execute_protected_operation(
+        self,
+        operation_name: str,
+        operation: Callable[[], T],
+        *,
+        user_id: str | None = None,
+        correlation_id: str | None = None,
+        enrich_current_span: bool = False,
+    ) -> T: ...
 
     async def execute_protected_operation(
         self,

@@ -68,8 +68,8 @@ async def enriching(system: ProductionSystem, step: Step) -> Any:
     async def operation() -> Any:
         return step()
 
-    plain = {"record_exception": False, "set_status_on_exception": False}
-    with system.telemetry.tracer().start_as_current_span("op", **plain):
+    tracer = system.telemetry.tracer()
+    with tracer.start_as_current_span("op", record_exception=False, set_status_on_exception=False):
         return await system.execute_protected_operation("op", operation, enrich_current_span=True)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from llmkg_otel.alerting.promql import EvaluationError, Expression
 from llmkg_otel.alerting.samples import SampleStore
 from llmkg_otel.events import AlertChanged, Event
 
@@ -88,6 +89,21 @@ def vector_of(samples: Iterable[tuple[Labels, float]]) -> Vector:
     vector = dict(listed)
     assert len(vector) == len(listed)
     return vector
+
+
+def answer(text: str, store: SampleStore, at: float) -> Vector | str:
+    """Return what an expression gives here: its vector, or the error that Prometheus, too, should report."""
+    try:
+        return vector_of(Expression(text).evaluate(store, at))
+    except EvaluationError as error:
+        return str(error)
+
+
+def agree(left: Vector | str, right: Vector | str) -> bool:
+    """Say whether two answers are the same vector, or both an error."""
+    if isinstance(left, str) or isinstance(right, str):
+        return isinstance(left, str) and isinstance(right, str)
+    return same(left, right)
 
 
 def same(left: Vector, right: Vector, tolerance: float = 1e-9) -> bool:

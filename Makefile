@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup services demo test lint types bench docs clean
+
+BIN := .venv/bin
+ARGS ?=
+
+help: ## show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(BIN)/.ready ## create .venv with everything locked in uv.lock
+
+$(BIN)/.ready: pyproject.toml uv.lock scripts/setup.sh
+	@scripts/setup.sh && touch $@
+
+services: setup ## install the servers that tests talk to, where root or sudo allows it
+	@scripts/services.sh
+
+demo: setup ## run the real server under load and faults, and check that the books balance
+	@$(BIN)/llmkg-otel demo $(ARGS)
+
+test: services ## run the whole test suite; ARGS="-k breaker" narrows it
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, on package, tests and benchmarks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup ## mypy, strict, on package and tests
+	@$(BIN)/mypy
+
+bench: setup ## measure: ratios within one run each, see docs/benchmarks.md
+	@for bench in protected_call engine mcp_throughput startup; do $(BIN)/python benchmarks/$$bench.py || exit 1; done
+
+docs: setup ## write the parts of the documentation that come from the code
+	@$(BIN)/python -m llmkg_otel.telemetry.table > docs/telemetry.md
+
+clean: ## remove what `setup` and the tools have made
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

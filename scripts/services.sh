@@ -1,0 +1,17 @@
+#!/bin/sh
+# Install what tests talk to. What is missing afterwards makes its tests skip, with the reason; CI fails then.
+set -eu
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null && sudo -n true 2>/dev/null && as_root=sudo || exit 0
+fi
+command -v apt-get >/dev/null || exit 0
+
+missing=
+command -v promtool >/dev/null || missing="$missing prometheus"
+[ -z "$missing" ] && exit 0
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get -o DPkg::Lock::Timeout=600 update -qq
+# shellcheck disable=SC2086 - a list of names
+$as_root apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null \
+    || echo "could not install:$missing" >&2
