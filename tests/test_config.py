@@ -56,32 +56,43 @@ LEAVES = dict(leaves())
 SECONDS = [path for path in LEAVES if re.search(r"(_seconds|timeout)$", path)]
 
 
-def bad_values(path: str, schema: dict[str, Any]) -> Iterator[tuple[Any, str]]:
-    """Yield values just outside of what an option allows, with what the error must say of the rule."""
-    if "minimum" in schema:
-        yield schema["minimum"] - 1, f"greater than or equal to {schema['minimum']:g}"
-    if "exclusiveMinimum" in schema:
-        yield schema["exclusiveMinimum"], f"greater than {schema['exclusiveMinimum']:g}"
-    if "maximum" in schema:
-        yield schema["maximum"] * 1.5, "less than or equal to" if schema["type"] == "number" else "integer"
+def bad_values(schema: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Yield values just outside of what an option allows, and how the rule must be told."""
+    for key, step, rule in [
+        ("minimum", -1, "greater than or equal to"),
+        ("exclusiveMinimum", 0, "greater than"),
+        ("maximum", 1, "less than or equal to"),
+    ]:
+        if key in schema:
+            yield schema[key] + step, f"should be {rule} {schema[key]:{'g' if schema[key] < 1 else '.0f'}}"
     if schema["type"] == "number":
-        yield from ((float(text), "") for text in ("nan", "inf", "-inf"))
+        yield from ((float(text), "should be") for text in ("nan", "inf", "-inf"))
     if "minLength" in schema:
-        yield "x" * (schema["minLength"] - 1), f"at least {schema['minLength']}"
+        yield "x" * (schema["minLength"] - 1), f"should have at least {schema['minLength']}"
     if "pattern" in schema:
-        yield "no match", "pattern"
+        yield "no match", "should match pattern"
     if "enum" in schema:
-        yield "loud", "'debug', 'info', 'warning' or 'error'"
+        yield "loud", "should be 'debug', 'info', 'warning' or 'error'"
     wrong = {"boolean": "perhaps", "integer": 2.5, "number": "soon", "string": 5, "array": 5}
-    yield wrong[schema["type"]], ""
+    yield (
+        wrong[schema["type"]],
+        "is not a valid path" if schema.get("format") == "path" else "should be a valid",
+    )
 
 
-BAD = [(path, value, rule) for path, schema in LEAVES.items() for value, rule in bad_values(path, schema)]
+BAD = [(path, value, rule) for path, schema in LEAVES.items() for value, rule in bad_values(schema)]
 
 
 def nest(path: str, value: Any) -> dict[str, Any]:
     first, _, rest = path.partition(".")
     return {first: nest(rest, value) if rest else value}
+
+
+def merge(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return tree | {
+        key: merge(tree.get(key, {}), value) if isinstance(value, dict) else value
+        for key, value in other.items()
+    }
 
 
 def read(config: ProductionConfig, path: str) -> Any:
@@ -177,33 +188,24 @@ def test_a_bad_value_is_told_with_its_path_itself_and_what_is_allowed(
     message = problem(**nest(path, value))
     shown = "(hidden)" if "token" in path else repr(value)
     assert message.startswith(f"{path} = {shown}: ")
-    assert re.search("should|must|Value", message)
-    assert rule in message.replace(",", "").replace("_", "") or rule in message
+    assert rule.replace("1e-09", "1e-9") in message
 
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_a_misspelt_option_is_refused_and_the_nearest_suggested(path: str) -> None:
-    section, dot, name = path.rpartition(".")
-    if dot and not path.startswith("auth_tokens."):  # there every name is a user's
-        assert problem(**nest(path[:-1], 1)) == f"{path[:-1]}: unknown option; did you mean {name}?"
-    assert problem(**nest(f"{section}.zzz" if dot else "zzz", {})).count("known here: ") == (
-        0 if path.startswith("auth_tokens.") else 1
-    )
+    section, _, name = path.rpartition(".")
+    if section == "auth_tokens":  # there every name is a user's
+        return
+    assert problem(**nest(path[:-1], 1)) == f"{path[:-1]}: unknown option; did you mean {name}?"
+    assert f"{section}.zzz: unknown option; known here: " in problem(**nest(f"{section}.zzz", 1))
 
 
 def test_several_errors_are_all_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    one_each = dict(reversed([(path, value) for path, value, _ in BAD]))
-    tree: dict[str, Any] = {}
-    for path, value in one_each.items():
-        *sections, name = path.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
-    lines = problem(**tree, typo=1).splitlines()
-    assert sorted(line.split(" = ")[0] for line in lines) == sorted(
-        [*one_each, "typo: unknown option; " + lines[-1].split("; ")[1]]
-    )
+    bad: dict[str, Any] = {}
+    for path, value, _ in BAD:
+        bad = merge(bad, nest(path, value))
+    told = {re.split(" = |: ", line)[0] for line in problem(**bad, typo=1).splitlines()}
+    assert told == {*LEAVES, "typo"}
     monkeypatch.setenv("LLMKG_RETRI__MAX_RETRIES", "1")
     monkeypatch.setenv("LLMKG_HELTH", "1")
     assert {line.split(":")[0] for line in problem().splitlines()} == {

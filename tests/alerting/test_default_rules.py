@@ -135,10 +135,8 @@ def test_every_default_rule_has_a_scenario_of_each_kind() -> None:
     assert {rule.name for rule in RULES} == set(FIRING) == set(QUIET)
 
 
-@pytest.mark.parametrize(("name", "series", "fires"), SCENARIOS)
-def test_a_default_rule_fires_and_stays_quiet_here_as_in_promtool(
-    promtool: Promtool, recorder: Recorder, name: str, series: list[tuple[str, str]], fires: bool
-) -> None:
+def run_here(series: list[tuple[str, str]], recorder: Recorder) -> SampleStore:
+    """Feed the series step by step, evaluate all default rules at each, and return the store."""
     store = SampleStore(3600, 1000)
     evaluator = AlertEvaluator(load_default_rules().groups, store, recorder)
     points = [(text, values_of(values)) for text, values in series]
@@ -146,21 +144,32 @@ def test_a_default_rule_fires_and_stays_quiet_here_as_in_promtool(
         at = float(step * INTERVAL)
         collection: list[tuple[str, dict[str, str], float]] = []
         for text, values in points:
-            if step < len(values):
-                labels = dict(labels_of(text))
-                value = values[step]
-                assert isinstance(value, float)
-                collection.append((labels.pop("__name__"), labels, value))
+            labels = dict(labels_of(text))
+            value = values[step]
+            assert isinstance(value, float)
+            collection.append((labels.pop("__name__"), labels, value))
         store.append(at, collection)
         evaluator.evaluate(at)
         assert evaluator.errors() == ()
+    return store
+
+
+@pytest.mark.parametrize(("name", "series", "fires"), SCENARIOS)
+def test_a_default_rule_fires_and_stays_quiet(
+    recorder: Recorder, name: str, series: list[tuple[str, str]], fires: bool
+) -> None:
+    run_here(series, recorder)
     fired = {event.alert for event in recorder.events if event.firing}
     assert fired == ({name} if fires else set())
 
-    query = Expression('ALERTS{alertstate="firing"}')
-    last = STEPS * INTERVAL
+
+@pytest.mark.parametrize(("name", "series", "fires"), SCENARIOS)
+def test_a_default_rule_is_as_here_in_promtool(
+    promtool: Promtool, recorder: Recorder, name: str, series: list[tuple[str, str]], fires: bool
+) -> None:
+    query, last = Expression("ALERTS"), STEPS * INTERVAL
     [theirs] = promtool.vectors(series, INTERVAL, [(query.text, last)], FILE.read_text())
-    assert agree(theirs, vector_of(query.evaluate(store, last)))
+    assert agree(theirs, vector_of(query.evaluate(run_here(series, recorder), last)))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
