@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import TYPE_CHECKING
 
+from llmkg_otel.config import OperationConfig
+from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.token_bucket import TokenBucket
 from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.retry import Retry
 
 if TYPE_CHECKING:
-    from llmkg_otel.config import OperationConfig, ProductionConfig
+    from collections.abc import Iterator
+
+    from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
     from llmkg_otel.recovery.budget import RetryBudget
 
-__all__ = ["OTHER", "Operation"]
+__all__ = ["MAX_OPERATIONS", "OTHER", "Operation", "Operations"]
 
 OTHER = "_OTHER"
 """The operation that stands for all names past the bound, in policies and in telemetry."""
+
+MAX_OPERATIONS = 200
+"""Operation names with policies and series of their own; all further ones share those of `_OTHER`."""
+
+_log = logging.getLogger(__name__)
 
 
 class Operation:
@@ -71,3 +82,52 @@ class Operation:
             self.pools = (self.bulkhead, self._permits)
         else:
             self.bulkhead.resize(limit)
+
+
+class Operations:
+    """The operations by name, made when first asked for, `MAX_OPERATIONS` at most. Thread-safe."""
+
+    def __init__(
+        self, config: ProductionConfig, *, permits: PermitPool, budget: RetryBudget, observer: Observer
+    ) -> None:
+        self._config = config
+        self._permits = permits
+        self._budget = budget
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._by_name: dict[str, Operation] = {}
+        for name, operation_config in config.operations.items():
+            self._add(name, operation_config)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(tuple(self._by_name.values()))
+
+    def named(self, name: str) -> Operation:
+        """Return the operation, with the default policies if nobody has configured it."""
+        return self._by_name.get(name) or self._add(name, OperationConfig())
+
+    def configure(self, name: str, config: OperationConfig) -> None:
+        """Give an operation its own policies from now on."""
+        self._add(name, config).configure(config, self._config)
+
+    def pools(self) -> tuple[PermitPool, ...]:
+        """Return the common pool, and the bulkheads of operations that have one."""
+        return (self._permits, *(op.bulkhead for op in self if op.bulkhead is not None))
+
+    def _add(self, name: str, config: OperationConfig) -> Operation:
+        if not name:
+            raise InvalidInputError("an operation's name is empty")
+        with self._lock:
+            if len(self._by_name) >= MAX_OPERATIONS and name not in self._by_name:
+                _log.warning("more than %d operation names: %s is treated as %s", MAX_OPERATIONS, name, OTHER)
+                name = OTHER
+            if name not in self._by_name:
+                self._by_name[name] = Operation(
+                    name,
+                    config,
+                    self._config,
+                    permits=self._permits,
+                    budget=self._budget,
+                    observer=self._observer,
+                )
+            return self._by_name[name]

@@ -25,10 +25,10 @@ def system_status(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
         "health": _health(system),
         "resources": _resources(system, samples),
         "rate_limits": _rate_limits(samples),
-        "error_recovery": {op.name: _recovery(op, samples) for op in system.operations()},
+        "error_recovery": {op.name: _recovery(op, samples) for op in system.operations},
         "system_metrics": _totals(system, samples),
         "shutdown": {"state": system.lifecycle.state, "operations": dict(system.calls.counts)},
-        "performance": {op.name: _timing(op, samples) for op in system.operations()},
+        "performance": {op.name: _timing(op, samples) for op in system.operations},
         "alerts": system.alerts.describe(),
     }
 
@@ -59,7 +59,7 @@ def _resources(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
                 "in_use": samples.total("llmkg_permit_usage", pool=pool.name),
                 "waiting": samples.total("llmkg_permit_pending_requests", pool=pool.name),
             }
-            for pool in system.permit_pools()
+            for pool in system.operations.pools()
         },
     }
 

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import inspect
 import logging
-import threading
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call
 from llmkg_otel.config import OperationConfig, ProductionConfig
-from llmkg_otel.errors import ConfigurationError, InvalidInputError
+from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.health.checks import register_own_checks
 from llmkg_otel.health.monitor import Check, HealthMonitor
 from llmkg_otel.health.probes import Heartbeat, ProbeResult, Probes
@@ -22,7 +21,7 @@ from llmkg_otel.health.report import SystemHealthReport, aggregate
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.rates import RateLimits
 from llmkg_otel.limiting.resources import Resources
-from llmkg_otel.operation import OTHER, Operation
+from llmkg_otel.operation import Operations
 from llmkg_otel.pipeline import Pipeline
 from llmkg_otel.recovery.budget import RetryBudget
 from llmkg_otel.shutdown.calls import ActiveCalls
@@ -33,7 +32,7 @@ from llmkg_otel.telemetry.observer import TelemetryObserver
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
@@ -44,11 +43,6 @@ __all__ = ["ProductionSystem", "create_production_system"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-MAX_OPERATIONS = 200
-"""Operation names with policies and series of their own; all further ones share those of `_OTHER`."""
-
-_log = logging.getLogger(__name__)
 
 
 class ProductionSystem:
@@ -82,7 +76,7 @@ class ProductionSystem:
         self.rate_limits = RateLimits(config.rate_limiting)
         self.resources = Resources(config.resources)
         limits = config.resources
-        self._permits = PermitPool(
+        permits = PermitPool(
             "operations", limits.max_concurrent_operations, limits.max_queued_operations, observer
         )
         self._pipeline = Pipeline(
@@ -92,10 +86,7 @@ class ProductionSystem:
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
         )
-        self._operations: dict[str, Operation] = {}
-        self._operations_lock = threading.Lock()
-        for name, operation_config in config.operations.items():
-            self._add_operation(name, operation_config)
+        self.operations = Operations(config, permits=permits, budget=self.retry_budget, observer=observer)
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)
         self._heartbeat = Heartbeat()
@@ -185,7 +176,7 @@ class ProductionSystem:
         Raises RejectedError (the engine was not reached), OperationTimeoutError (it was, outcome unknown),
         or the operation's own exception, the same object. Emits one span, one `llmkg.operation.duration`.
         """
-        op = self._operation(operation_name)
+        op = self.operations.named(operation_name)
         call = Call(
             op.name,
             op.timeout,
@@ -208,7 +199,7 @@ class ProductionSystem:
         A deadline cannot interrupt Python code: it is looked at before each attempt. Raises as
         `execute_protected_operation` does.
         """
-        op = self._operation(operation_name)
+        op = self.operations.named(operation_name)
         call = Call(op.name, op.timeout, user_id=user_id, correlation_id=correlation_id)
         return self._pipeline.run_sync(op, call, operation)
 
@@ -238,12 +229,7 @@ class ProductionSystem:
 
     def configure_operation(self, operation_name: str, config: OperationConfig) -> None:
         """Give an operation its own policies from now on; its circuit, counts and permits in use stay."""
-        with self._operations_lock:
-            existing = self._operations.get(operation_name)
-        if existing is not None:
-            existing.configure(config, self.config)
-        else:
-            self._add_operation(operation_name, config)
+        self.operations.configure(operation_name, config)
 
     def blame_caller_for(self, *errors: type[Exception]) -> None:
         """Treat these exceptions as the caller's mistakes: never retried, never held against the engine."""
@@ -303,15 +289,6 @@ class ProductionSystem:
         """Seconds since this system was made."""
         return time.monotonic() - self._started_at
 
-    def operations(self) -> Collection[Operation]:
-        """Return the operations known by now."""
-        return tuple(self._operations.values())
-
-    def permit_pools(self) -> Collection[PermitPool]:
-        """Return the common pool, and the bulkheads of operations that have one."""
-        bulkheads = (op.bulkhead for op in self.operations())
-        return (self._permits, *(pool for pool in bulkheads if pool is not None))
-
     def probe_results(self) -> Mapping[str, ProbeResult]:
         """Return what each probe would answer now."""
         probes = self.probes
@@ -320,27 +297,6 @@ class ProductionSystem:
             "readiness": probes.readiness(),
             "startup": probes.startup(),
         }
-
-    def _operation(self, name: str) -> Operation:
-        return self._operations.get(name) or self._add_operation(name, OperationConfig())
-
-    def _add_operation(self, name: str, config: OperationConfig) -> Operation:
-        if not name:
-            raise InvalidInputError("an operation's name is empty")
-        with self._operations_lock:
-            if len(self._operations) >= MAX_OPERATIONS and name not in self._operations:
-                _log.warning("more than %d operation names: %s is treated as %s", MAX_OPERATIONS, name, OTHER)
-                name = OTHER
-            if name not in self._operations:
-                self._operations[name] = Operation(
-                    name,
-                    config,
-                    self.config,
-                    permits=self._permits,
-                    budget=self.retry_budget,
-                    observer=self._observer,
-                )
-            return self._operations[name]
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
         self._observer.shutdown_counted(self.calls.counts)

@@ -31,7 +31,7 @@ def _resources(system: ProductionSystem) -> CheckResult:
 
 def _breakers(system: ProductionSystem) -> CheckResult:
     calm = ("closed", "disabled")
-    troubled = [f"{op.name} {op.breaker.state}" for op in system.operations() if op.breaker.state not in calm]
+    troubled = [f"{op.name} {op.breaker.state}" for op in system.operations if op.breaker.state not in calm]
     if troubled:
         return CheckResult(HealthStatus.WARNING, ", ".join(troubled))
     return CheckResult(HealthStatus.HEALTHY)

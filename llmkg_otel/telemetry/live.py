@@ -50,16 +50,16 @@ def _readings(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
 
 def _recovery(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
     def breaker_status() -> Iterable[Observation]:
-        for op in system.operations():
+        for op in system.operations:
             yield from _states(op.breaker.state, semconv.BREAKER_STATES, {"name": op.name})
 
     def breaker_calls() -> Iterable[Observation]:
-        for op in system.operations():
+        for op in system.operations:
             for outcome, count in op.breaker.calls.items():
                 yield Observation(count, {"name": op.name, "outcome": outcome})
 
     def retry_calls() -> Iterable[Observation]:
-        for op in system.operations():
+        for op in system.operations:
             for outcome in semconv.RETRY_OUTCOMES:
                 count = op.breaker.first_tries if outcome == "first_try" else op.retry.calls[outcome]
                 yield Observation(count, {"name": op.name, "outcome": outcome})
@@ -78,9 +78,9 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
 
     usage = system.resources
     yield semconv.RATE_LIMIT_REQUESTS, rate_limits
-    yield semconv.PERMIT_LIMIT, lambda: _by("pool", {p.name: p.limit for p in system.permit_pools()})
-    yield semconv.PERMIT_USAGE, lambda: _by("pool", {p.name: p.usage for p in system.permit_pools()})
-    yield semconv.PERMIT_PENDING, lambda: _by("pool", {p.name: p.pending for p in system.permit_pools()})
+    yield semconv.PERMIT_LIMIT, lambda: _by("pool", {p.name: p.limit for p in system.operations.pools()})
+    yield semconv.PERMIT_USAGE, lambda: _by("pool", {p.name: p.usage for p in system.operations.pools()})
+    yield semconv.PERMIT_PENDING, lambda: _by("pool", {p.name: p.pending for p in system.operations.pools()})
     yield semconv.RESOURCE_LIMIT, lambda: _by("name", usage.limits)
     yield (
         semconv.RESOURCE_USAGE,
@@ -115,7 +115,7 @@ def _life(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
 
 def _active(system: ProductionSystem) -> Mapping[str, int]:
     """Count calls in flight per operation, zeros included so that a series does not vanish."""
-    return {op.name: 0 for op in system.operations()} | dict(system.calls.by_operation())
+    return {op.name: 0 for op in system.operations} | dict(system.calls.by_operation())
 
 
 def _by(key: str, values: Mapping[str, float]) -> Iterable[Observation]:
