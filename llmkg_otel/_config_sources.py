@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
+from limits import parse_many
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
-from pydantic_settings.exceptions import SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from llmkg_otel.errors import ConfigurationError
 
-__all__ = ["CheckedModelMeta", "check_environment", "describe", "file_source"]
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+__all__ = ["CheckedModelMeta", "describe", "file_source", "ordered_sources", "parse_rate"]
 
 _PREFIX = "LLMKG_"
 _NOT_CONFIG = frozenset({"LLMKG_CONFIG", "LLMKG_INSTRUMENT", "LLMKG_PROTECT"})
 """Variables of ours that are not part of the tree."""
+_RATES = frozenset({"rate_limiting", "per_user", "rate_limit"})
+"""Options that hold a rate, which may be written in words."""
 
 
 class CheckedModelMeta(ModelMetaclass):
@@ -32,13 +38,11 @@ class CheckedModelMeta(ModelMetaclass):
     pydantic builds nested models without calling the class, so a nested error keeps its full path.
     """
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - a metaclass's self is a class
+    def __call__(cls, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - a metaclass's self is a class
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
             raise ConfigurationError(_explain(error, cls)) from None
-        except SettingsError as error:
-            raise ConfigurationError(f"{error}: {error.__cause__}") from None
 
 
 def _explain(error: ValidationError, model: type) -> str:
@@ -60,9 +64,9 @@ def _explain_one(item: dict[str, Any], model: type) -> str:
 
 
 def _shown(loc: tuple[int | str, ...], value: object) -> str:
-    if any("token" in str(part) for part in loc) or isinstance(value, SecretStr):
-        return "(hidden)"
     text = repr(value)
+    if any("token" in str(part) for part in (*loc, text)) or isinstance(value, SecretStr):
+        return "(hidden)"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -70,21 +74,84 @@ def _fields_at(model: type, loc: tuple[int | str, ...]) -> list[str]:
     """Return the names of the options of the section that a path leads to."""
     here: Any = model
     for part in loc:
-        field = getattr(here, "model_fields", {}).get(part)
-        here = field.annotation if field is not None else here
-        here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
+        is_section = hasattr(here, "model_fields")  # else a mapping of sections, and the part is a name in it
+        here = here.model_fields[part].annotation if is_section else get_args(here)[-1]
+        if type(None) in get_args(here):
+            here = get_args(here)[0]
     return list(getattr(here, "model_fields", {}))
 
 
-def check_environment(settings: type[BaseSettings]) -> None:
-    """Refuse an `LLMKG_*` variable that names no option: a typo must not be silence."""
+def parse_rate(text: str) -> dict[str, Any]:
+    """Return the options that "100/second" or "600 per 5 minutes" stands for; raise ValueError."""
+    try:
+        (item,) = parse_many(text)
+        return {"requests_per_second": item.amount / item.get_expiry(), "burst_capacity": item.amount}
+    except (ValueError, OverflowError):
+        raise ValueError('a rate is written like "100/second" or "600 per 5 minutes"') from None
+
+
+def _spelled_out(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace rates in words by their options, so that a stronger source can change just one of them."""
+    return {key: _spelled_out_one(key, value) for key, value in tree.items()}
+
+
+def _spelled_out_one(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _spelled_out(value)
+    if key in _RATES and isinstance(value, str):
+        with suppress(ValueError):  # the model will say what is wrong with it
+            return parse_rate(value)
+    return value
+
+
+class _Environment(EnvSettingsSource):
+    """Reads `LLMKG_*`. What is not JSON stays text, for the model to understand or to refuse by path."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+    def __call__(self) -> dict[str, Any]:
+        return _spelled_out(super().__call__())
+
+
+class _Tree(PydanticBaseSettingsSource):
+    """A tree that is there already: a file's content, or the arguments."""
+
+    def __init__(self, settings: type[BaseSettings], tree: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self._tree = tree
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return self._tree.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._tree
+
+
+def ordered_sources(
+    settings: type[BaseSettings], arguments: Mapping[str, Any]
+) -> tuple[PydanticBaseSettingsSource, ...]:
+    """Return arguments, environment and file, from the strongest to the weakest."""
+    _check_environment(settings)
+    file = file_source.content
+    return _Tree(settings, _spelled_out(arguments)), _Environment(settings), _Tree(settings, file)
+
+
+def _check_environment(settings: type[BaseSettings]) -> None:
+    """Refuse `LLMKG_*` variables that name no option: a typo must not be silence."""
     known = {_PREFIX + name.upper() for name in settings.model_fields}
+    problems = []
     for variable in os.environ:
         name = variable.upper()
         if name.startswith(_PREFIX) and name.split("__")[0] not in known and name not in _NOT_CONFIG:
             near = difflib.get_close_matches(name.split("__")[0], known | _NOT_CONFIG, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigurationError(f"{variable}: unknown environment variable{hint}")
+            problems.append(f"{variable}: unknown environment variable{hint}")
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 class _FileSource:
@@ -101,8 +168,9 @@ class _FileSource:
         finally:
             self._content.reset(token)
 
-    def source(self, settings: type[BaseSettings]) -> InitSettingsSource:
-        return InitSettingsSource(settings, self._content.get({}))
+    @property
+    def content(self) -> dict[str, Any]:
+        return self._content.get({})
 
 
 file_source = _FileSource()
@@ -120,15 +188,29 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: a configuration file ends in .yaml, .yml or .toml")
     try:
         content = reader(path.read_text(encoding="utf-8"))
+        if isinstance(content, Mapping):
+            content = _spelled_out(content)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be parsed: {error}") from None
+    except Exception as error:  # noqa: BLE001 - PyYAML raises all sorts over a value it cannot make
+        raise ConfigurationError(f"{path}: cannot be parsed: {_parse_problem(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}: holds a {type(content).__name__}, not a mapping of options")
+    if strange := [key for key in content if not isinstance(key, str)]:
+        raise ConfigurationError(f"{path}: {strange[0]!r} is not a name of an option")
     return content
+
+
+def _parse_problem(error: Exception) -> str:
+    """Say what is wrong and where, and quote nothing: it may be a secret."""
+    if isinstance(error, tomllib.TOMLDecodeError | UnicodeDecodeError | yaml.reader.ReaderError):
+        return str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        what = re.sub(r"(['\"]).*\1", "...", error.problem or "not valid YAML")
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {what}"
+    return f"a value is not what it looks like ({type(error).__name__})"
 
 
 def describe(
@@ -136,8 +218,8 @@ def describe(
 ) -> list[tuple[str, str, str]]:
     """Return (path, effective value, where it came from) for every option, secrets hidden."""
     sources = [
-        ("argument", set(_leaves(arguments))),
-        ("environment", set(_leaves(EnvSettingsSource(type(config))()))),
+        ("argument", set(_leaves(_spelled_out(arguments)))),
+        ("environment", set(_leaves(_Environment(type(config))()))),
         (f"file {file}", set(_leaves(read_file(file))) if file is not None else set()),
     ]
     rows = []

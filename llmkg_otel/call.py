@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from llmkg_otel.errors import InvalidInputError
+
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Call", "current_call", "remaining_time"]
+__all__ = ["Call", "current_call", "is_correlation_id", "remaining_time"]
+
+_CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+
+def is_correlation_id(text: str) -> bool:
+    """Say whether a caller's id may go on spans and logs: 8 to 64 letters, digits, `.`, `_`, `-`."""
+    return _CORRELATION_ID.fullmatch(text) is not None
 
 
 class Call:
@@ -42,11 +52,13 @@ class Call:
         self,
         operation: str,
         timeout: float,
-        *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        *,
         span_owner: bool = True,
     ) -> None:
+        if correlation_id is not None and not is_correlation_id(correlation_id):
+            raise InvalidInputError("a correlation id has 8 to 64 letters, digits, dots, dashes, underscores")
         parent = _current.get()
         self.operation = operation
         self.timeout = timeout

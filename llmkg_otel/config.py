@@ -11,11 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from limits import parse as parse_limit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from llmkg_otel._config_sources import CheckedModelMeta, check_environment, file_source
+from llmkg_otel._config_sources import CheckedModelMeta, file_source, ordered_sources, parse_rate
 
 __all__ = [
     "AlertingConfig",
@@ -38,10 +37,11 @@ def _seconds(value: object) -> object:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=1e9, allow_inf_nan=False)]
+"""30 years at most: threads cannot wait for ever longer times."""
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**15)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -95,19 +95,13 @@ class RateLimitRule(Section):
     average, with the whole amount as the burst. `burst_capacity` None means one second's worth.
     """
 
-    requests_per_second: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    requests_per_second: float = Field(default=100.0, ge=1e-9, allow_inf_nan=False)
     burst_capacity: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _from_notation(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            item = parse_limit(value)
-        except ValueError:
-            raise ValueError('a rate is written like "100/second" or "600 per 5 minutes"') from None
-        return {"requests_per_second": item.amount / item.get_expiry(), "burst_capacity": item.amount}
+        return parse_rate(value) if isinstance(value, str) else value
 
     @property
     def burst(self) -> float:
@@ -182,7 +176,9 @@ class ShutdownConfig(Section):
     `cleanup_timeout_seconds` each, and telemetry `flush_timeout_seconds`.
     """
 
-    lame_duck_seconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
+    lame_duck_seconds: Annotated[
+        float, BeforeValidator(_seconds), Field(ge=0, le=1e9, allow_inf_nan=False)
+    ] = 5.0
     graceful_timeout_seconds: Seconds = 30.0
     cleanup_timeout_seconds: Seconds = 10.0
     flush_timeout_seconds: Seconds = 5.0
@@ -281,10 +277,9 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - fixed by pydantic-settings
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources from the strongest to the weakest."""
-        check_environment(settings_cls)
-        return init_settings, env_settings, file_source.source(settings_cls)
+        return ordered_sources(settings_cls, init_settings())

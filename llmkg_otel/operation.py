@@ -119,8 +119,9 @@ class Operations:
             raise InvalidInputError("an operation's name is empty")
         with self._lock:
             if len(self._by_name) >= MAX_OPERATIONS and name not in self._by_name:
-                _log.warning("more than %d operation names: %s is treated as %s", MAX_OPERATIONS, name, OTHER)
                 name = OTHER
+                if OTHER not in self._by_name:
+                    _log.warning("more than %d operation names: the others are %s", MAX_OPERATIONS, OTHER)
             if name not in self._by_name:
                 self._by_name[name] = Operation(
                     name,

@@ -97,6 +97,10 @@ class Pipeline:
 
     def run_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
         """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
+        if _is_async(body):
+            raise InvalidInputError(
+                f"{op.name}: an async operation needs `await execute_protected_operation`"
+            )
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)

@@ -99,14 +99,13 @@ def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:
 def _totals(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
     calls = samples.total(f"{DURATION}_count")
     failed = sum(s.value for s in samples.named(f"{DURATION}_count") if "error_type" in s.labels)
-    memory, limit = "llmkg_resource_usage", "llmkg_resource_limit"
+    memory = samples.total("llmkg_resource_usage", name="memory")
+    limit = samples.total("llmkg_resource_limit", name="memory")
     return {
         "uptime_seconds": system.uptime,
         "operations": calls,
         "failed_operations": failed,
-        "memory_usage_percent": 100
-        * samples.total(memory, name="memory")
-        / samples.total(limit, name="memory"),
+        "memory_usage_percent": 100 * memory / limit if limit else None,  # nothing is collected after the end
         "retries_in_progress": samples.total("llmkg_retry_budget_usage"),
         "telemetry_errors": samples.total("llmkg_telemetry_hook_errors_total"),
     }

@@ -177,13 +177,7 @@ class ProductionSystem:
         or the operation's own exception, the same object. Emits one span, one `llmkg.operation.duration`.
         """
         op = self.operations.named(operation_name)
-        call = Call(
-            op.name,
-            op.timeout,
-            user_id=user_id,
-            correlation_id=correlation_id,
-            span_owner=not enrich_current_span,
-        )
+        call = Call(op.name, op.timeout, user_id, correlation_id, span_owner=not enrich_current_span)
         return await self._pipeline.run(op, call, operation)
 
     def execute_protected_operation_sync(
@@ -200,7 +194,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = Call(op.name, op.timeout, user_id=user_id, correlation_id=correlation_id)
+        call = Call(op.name, op.timeout, user_id, correlation_id)
         return self._pipeline.run_sync(op, call, operation)
 
     def protected(self, operation_name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

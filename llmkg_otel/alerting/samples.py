@@ -81,8 +81,8 @@ class SampleStore:
     """Collected points of every series, bounded in age and number.
 
     `retention_seconds` (above 0) is how long a point is kept after the newest collection, and `max_points`
-    (at least 1) how many a series keeps; a series without a point in that time is forgotten. Thread-safe:
-    appended on one thread, read on another; what is read is a copy.
+    (at least 1) how many a series keeps; a series without a point for that long is forgotten, an eighth
+    of it later at most. Thread-safe: appended on one thread, read on another; what is read is a copy.
     """
 
     def __init__(self, retention_seconds: float, max_points: int) -> None:
@@ -92,6 +92,7 @@ class SampleStore:
         self._lock = Lock()
         self._by_name: dict[str, dict[Labels, _Ring]] = {}
         self._present: dict[str, set[Labels]] = {}
+        self._forget_at: int | None = None
 
     def append(
         self,
@@ -116,7 +117,9 @@ class SampleStore:
             for key in self._present.get(source, set()) - seen:
                 self._add(label_value(key, METRIC_NAME), key, now, _STALE)
             self._present[source] = seen
-            self._forget(now - self._retention)
+            if self._forget_at is None or now >= self._forget_at:
+                self._forget(now - self._retention)
+                self._forget_at = now + self._retention // 8
 
     def _add(self, name: str, key: Labels, now: int, value: float) -> None:
         rings = self._by_name.setdefault(name, {})

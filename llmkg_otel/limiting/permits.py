@@ -115,7 +115,7 @@ class PermitPool:
     def _enqueue(self, operation: str) -> Future[None]:
         ticket: Future[None] = Future()
         with self._lock:
-            if len(self._queue) >= self.max_queued:
+            if self.usage >= self.limit and len(self._queue) >= self.max_queued:
                 raise self._refusal(operation, f"{len(self._queue)} calls wait already")
             self._queue.append(ticket)
             if self.usage < self.limit:

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenBucket", "TokenBuckets"]
 
-_SLACK = 1e-9
-"""Seconds by which rounding may make a wait miss zero and still count as none."""
+_SLACK = 1e-6
+"""Seconds by which rounding may make a wait miss zero and still count as none: after months of
+uptime each addition to a time may be off by 1e-9, and a burst is as many additions as it has calls."""
 
 
 class TokenBucket:

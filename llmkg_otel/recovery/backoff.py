@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["backoff_seconds", "is_retryable", "retry_after_seconds"]
 
+_FOR_EVER = 1e9
+
 
 def backoff_seconds(config: RetryConfig, retry: int, random: Callable[[], float]) -> float:
     """Return the seconds to wait before retry number `retry` (1-based).
@@ -25,16 +27,16 @@ def backoff_seconds(config: RetryConfig, retry: int, random: Callable[[], float]
     try:
         delay = config.base_delay_ms * config.backoff_multiplier ** (retry - 1)
     except OverflowError:
-        delay = math.inf
+        delay = math.inf if config.base_delay_ms else 0.0
     return min(delay, config.max_delay_ms) * (1 - config.jitter_factor * random()) / 1000
 
 
 def retry_after_seconds(error: BaseException) -> float:
     """Return how long the failed service asked to be left alone (its `retry_after`, s), else 0."""
     after = getattr(error, "retry_after", None)
-    if not isinstance(after, int | float) or not math.isfinite(after):
+    if not isinstance(after, int | float) or not after > 0:  # so that "not a number" is no wish either
         return 0.0
-    return max(0.0, float(after))
+    return float(min(after, _FOR_EVER))
 
 
 def is_retryable(error: BaseException, *, idempotent: bool) -> bool:

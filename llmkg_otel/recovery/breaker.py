@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pybreaker
@@ -59,6 +60,10 @@ class _Transitions(pybreaker.CircuitBreakerListener):
         return moves
 
 
+class _TrippedError(Exception):
+    """Stands in for the failure: pybreaker raises what trips it, and would lengthen its traceback."""
+
+
 def _name(state: str) -> str:
     return state.replace("-", "_")
 
@@ -80,6 +85,7 @@ class CircuitBreaker:
         self.name = name
         self._observer = observer
         self._clock = clock
+        self._config = config
         self._lock = threading.Lock()
         self._transitions = _Transitions()
         self._storage = pybreaker.CircuitMemoryStorage(CLOSED)
@@ -87,14 +93,14 @@ class CircuitBreaker:
         self._opened_at = 0.0
         self._override: str | None = None
         self._ticket = Ticket(0)
-        self._door: Ticket | None = None
+        self._door: Ticket | None = self._ticket
         self._first_tries = self._recoveries = self._failures = self._ignored = self._rejected = 0
         self.configure(config)
 
     def configure(self, config: CircuitBreakerConfig) -> None:
         """Apply new thresholds and times; state and counts stay as they are."""
         with self._lock:
-            self._config = config
+            before, self._config = self.state, config
             self._circuit = pybreaker.CircuitBreaker(
                 fail_max=config.failure_threshold,
                 reset_timeout=config.recovery_timeout,
@@ -104,7 +110,8 @@ class CircuitBreaker:
                 name=self.name,
                 throw_new_error_on_trip=False,
             )
-            self._set_door()
+            moves = self._moved_from(before)
+        self._announce(moves)
 
     @property
     def state(self) -> str:
@@ -195,7 +202,7 @@ class CircuitBreaker:
             if not self._returned(ticket):
                 return
             self._storage.increment_counter()
-            self._change(self._circuit.state.on_failure, error)
+            self._change(self._circuit.state.on_failure, _TrippedError())
             moves = self._transitions.taken()
         self._announce(moves, error)
 
@@ -221,14 +228,20 @@ class CircuitBreaker:
             if self._storage.state != CLOSED:
                 self._change(self._circuit.close)
             moves = self._transitions.taken()
-        self._announce(moves)
+        if self._config.enabled:  # else it was and stays disabled
+            self._announce(moves)
 
     def _set_override(self, override: str | None) -> None:
         with self._lock:
             before, self._override = self.state, override
-            self._set_door()
-            moves = [(before, self.state)] if self.state != before else []
+            moves = self._moved_from(before)
         self._announce(moves)
+
+    def _moved_from(self, before: str) -> Moves:
+        if self.state == before:
+            return []
+        self._begin_epoch()
+        return [(before, self.state)]
 
     def _returned(self, ticket: Ticket) -> bool:
         """Take a ticket back; say whether its outcome counts in the present state."""
@@ -238,17 +251,18 @@ class CircuitBreaker:
         return counts and ticket.epoch == self._ticket.epoch
 
     def _change(self, step: Callable[..., object], *failure: Exception) -> None:
-        """Let pybreaker take a step; a new state begins a new epoch, in which old results are void."""
+        """Let pybreaker take a step."""
         before = self._storage.state
-        try:
+        with suppress(_TrippedError):
             step(*failure)
-        except Exception as raised:
-            if raised not in failure:  # pybreaker raises the failure again when it trips
-                raise
         if self._storage.state == before:
             return
         if self._storage.state == OPEN:
             self._opened_at = self._clock()
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        """Make every ticket that is out void: its outcome says nothing of the state that begins."""
         self._ticket = Ticket(self._ticket.epoch + 1)
         self._probes = []
         self._set_door()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +15,7 @@ from mcp.shared.exceptions import MCPError
 from opentelemetry.trace import Span, format_trace_id, get_current_span
 from pydantic_core import to_json
 
+from llmkg_otel.call import is_correlation_id
 from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, error_type
 from llmkg_otel.operation import OTHER
 from llmkg_otel.telemetry import semconv
@@ -29,7 +29,6 @@ __all__ = ["CORRELATION_KEY", "ProductionMiddleware"]
 CORRELATION_KEY = "llmkg/correlation-id"
 """The key of a request's and an answer's `_meta`; over HTTP, the header `x-correlation-id` too."""
 
-_CORRELATION_FORM = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _CALLERS_MISTAKES = (NotFoundError, ValidationError)
 
 
@@ -168,7 +167,7 @@ def _user() -> str | None:
 
 
 def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
-    """Return the caller's correlation id if it is well formed: 8 to 64 letters, digits, `.`, `_`, `-`."""
+    """Return the correlation id of the caller if it sent one and it is well formed."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     meta = request.meta if request is not None else None
     given = meta.get(CORRELATION_KEY) if isinstance(meta, dict) else None
@@ -177,7 +176,7 @@ def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
             given = get_http_request().headers.get("x-correlation-id")
         except RuntimeError:
             return None
-    return given if isinstance(given, str) and _CORRELATION_FORM.fullmatch(given) else None
+    return given if isinstance(given, str) and is_correlation_id(given) else None
 
 
 def _trace_id(span: Span) -> str:

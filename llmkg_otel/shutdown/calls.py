@@ -91,8 +91,8 @@ class ActiveCalls:
         """
         now = time.monotonic()
         with self._lock:
-            self._cancelled |= self._calls
             remaining = list(self._calls)
+            self._cancelled.update(remaining)
             self._counts["cancelled"] += len(remaining)
         for call in remaining:
             if call.task is not None:

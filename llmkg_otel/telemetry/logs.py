@@ -8,18 +8,21 @@ import queue
 import sys
 import threading
 import traceback
+from concurrent.futures import wait
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from typing import Any, Self, TextIO
 
 from opentelemetry import trace
 
+from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.call import current_call
 from llmkg_otel.telemetry.records import EVENT_NAME
 
 __all__ = ["JsonFormatter", "JsonLogs", "correlation_id"]
 
 QUEUE_SIZE = 10_000
+STOP_SECONDS = 5.0
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "llmkg"}
 
@@ -53,7 +56,11 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, "llmkg", {}) | attributes
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(line, default=str, ensure_ascii=False)
+        try:
+            return json.dumps(line, default=str, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError):  # JSON has no infinity, no cycle, no key but text
+            plain = {k: v if isinstance(v, str | int | None) else str(v) for k, v in line.items()}
+            return json.dumps(plain, ensure_ascii=False)
 
 
 class _ContextQueue(QueueHandler):
@@ -85,19 +92,29 @@ class _ContextQueue(QueueHandler):
                 self.dropped += 1
 
 
+class _Listener(QueueListener):
+    def __init__(self, records: queue.Queue[Any], output: logging.Handler) -> None:
+        super().__init__(records, output)
+        self._records = records
+
+    def enqueue_sentinel(self) -> None:
+        self._records.put(None)  # waits for room, where the original raises queue.Full
+
+
 class JsonLogs:
     """Installs the JSON lines on the root logger; a context manager that puts the old handlers back.
 
-    For programs, not for libraries: `llmkg-otel serve` uses it. `stop` writes what is queued.
+    For programs, not for libraries: `llmkg-otel serve` uses it. Its end writes what is queued, but waits
+    `STOP_SECONDS` at most for a stream that takes no lines.
     """
 
     def __init__(self, level: str, stream: TextIO | None = None) -> None:
-        records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_SIZE)
+        self._records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_SIZE)
         output = logging.StreamHandler(stream or sys.stderr)
         output.setFormatter(JsonFormatter())
         self._level = level.upper()
-        self._handler = _ContextQueue(records)
-        self._listener = QueueListener(records, output)
+        self._handler = _ContextQueue(self._records)
+        self._listener = _Listener(self._records, output)
 
     @property
     def dropped(self) -> int:
@@ -122,9 +139,12 @@ class JsonLogs:
             if handler not in root.handlers:
                 root.addHandler(handler)
         root.setLevel(self._before[1])
+        wait([in_daemon_thread(self._finish, "llmkg-logs")], STOP_SECONDS)
+
+    def _finish(self) -> None:
         if self.dropped:
             record = logging.makeLogRecord(
                 {"name": __name__, "levelname": "WARNING", "msg": f"{self.dropped} log records were dropped"}
             )
-            self._handler.enqueue(record)
+            self._records.put(record)
         self._listener.stop()

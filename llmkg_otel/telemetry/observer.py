@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -110,9 +111,9 @@ class TelemetryObserver:
             return
         span, scope = token
         try:
+            otel_context.detach(scope)
             if error is not None:
                 _set_error(span, error, error_type(error))
-            otel_context.detach(scope)
             span.end()
         except Exception as problem:  # noqa: BLE001
             self._hook_failed("attempt_ended", problem)
@@ -180,11 +181,10 @@ class TelemetryObserver:
 
     def _hook_failed(self, hook: str, problem: Exception) -> None:
         """Count an error in telemetry; when even that fails, there is nobody left to tell but the log."""
-        try:
-            kind = error_type(problem)
+        kind = error_type(problem)
+        with contextlib.suppress(Exception):
             self._instruments.hook_errors.add(1, {"hook": hook, semconv.ERROR_TYPE: kind})
-        finally:
-            _log.warning("telemetry hook %s failed", hook, exc_info=problem)
+        _log.warning("telemetry hook %s failed", hook, exc_info=problem)
 
 
 def _set_error(span: Span, error: BaseException, kind: str) -> None:

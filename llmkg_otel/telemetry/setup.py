@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 import uuid
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from opentelemetry.sdk._configuration import _OTelSDKConfigurator
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.resources import Resource
 
+from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.telemetry.collected import CollectedMetrics
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
 
@@ -67,25 +67,20 @@ class Telemetry:
             logging.getLogger().removeHandler(handler)
         providers = self.owned or (self.tracer_provider, self.meter_provider, _logs.get_logger_provider())
         step = "shutdown" if self.owned else "force_flush"
-        late = _run_each([getattr(p, step, None) for p in providers], timeout)
+        problem = _run_each([getattr(p, step, None) for p in providers], timeout)
         if isinstance(self.meter_provider, SdkMeterProvider) and not self.owned:
             self.meter_provider.remove_metric_reader(self.collected.reader)
-        return (
-            f"{late} of {len(providers)} telemetry providers did not finish in {timeout:g} s"
-            if late
-            else None
-        )
+        return problem
 
 
-def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> int:
-    """Run the steps side by side; return how many were not done in time."""
-    threads = [threading.Thread(target=step, daemon=True) for step in steps if step is not None]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return sum(thread.is_alive() for thread in threads)
+def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> str | None:
+    """Run the providers' steps side by side; return what went wrong."""
+    running = [in_daemon_thread(step, "llmkg-telemetry") for step in steps if step is not None]
+    done, late = wait(running, timeout)
+    problems = [repr(problem) for each in done if (problem := each.exception()) is not None]
+    if late:
+        problems.append(f"{len(late)} of {len(running)} telemetry providers did not finish in {timeout:g} s")
+    return "; ".join(problems) or None
 
 
 def set_up_telemetry(

@@ -127,7 +127,8 @@ async def test_probes_answer_while_a_call_is_stuck(ops: Ops) -> None:
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("example.org", False)],
+    [(host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")]
+    + [(host, False) for host in ("0.0.0.0", "::", "example.org")],
 )
 def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected

@@ -77,6 +77,7 @@ async def test_a_sigterm_under_load_loses_no_acknowledged_write(servers: Servers
     server = servers.start()
     acknowledged: list[str] = []
     refused: list[str] = []
+    busy = asyncio.Event()
 
     async def write_on(client: Client, writer: int) -> None:
         for number in range(10_000):
@@ -86,14 +87,15 @@ async def test_a_sigterm_under_load_loses_no_acknowledged_write(servers: Servers
                 refused.append(json.loads(result.content[0].text)["code"])  # type: ignore[union-attr]
                 return
             acknowledged.append(fact["subject"])
+            if len(acknowledged) >= 100:
+                busy.set()
 
     async def writer(number: int) -> None:
         async with Client(server.mcp_url) as client:
             await write_on(client, number)
 
     writers = [asyncio.create_task(writer(number)) for number in range(8)]
-    while len(acknowledged) < 100:
-        await asyncio.sleep(0.01)
+    await busy.wait()
     server.process.send_signal(signal.SIGTERM)
     await asyncio.wait(writers, timeout=DEADLINE_SECONDS)  # those that met a closed listener raise
     assert await asyncio.to_thread(server.process.wait, DEADLINE_SECONDS) == 0
@@ -141,7 +143,7 @@ async def test_tokens_guard_mcp_and_name_the_user_that_limits_count(servers: Ser
     server = servers.start(
         env={
             "LLMKG_AUTH_TOKENS": "ann=token-of-ann,bob=token-of-bob",
-            "LLMKG_RATE_LIMITING__PER_USER": '"2 per hour"',
+            "LLMKG_RATE_LIMITING__PER_USER": "2 per hour",
         }
     )
     assert httpx2.post(server.mcp_url, json={}).status_code == 401

@@ -105,16 +105,16 @@ def everything_given_back(system: ProductionSystem) -> Iterator[None]:
     assert otel_context.get_current() is context
     assert current_call() is None
     assert len(system.calls) == 0
-    assert [(pool.usage, pool.pending) for pool in system.permit_pools()] == [(0, 0), (0, 0)]
+    assert [(pool.usage, pool.pending) for pool in system.operations.pools()] == [(0, 0), (0, 0)]
     assert system.retry_budget.usage == 0
-    for op in system.operations():
+    for op in system.operations:
         op.breaker.admit()  # refused if the probe was not returned
 
 
 def assert_told_once(system: ProductionSystem, telemetry: CapturedTelemetry, error: str | None) -> None:
     """Hold every operation that ran to one ended span and one duration, of the same outcome."""
     failure = {} if error is None else {"error.type": error}
-    names = {op.name for op in system.operations()}
+    names = {op.name for op in system.operations}
     durations = telemetry.metric("llmkg.operation.duration")
     expected = {attributes_key({"llmkg.operation.name": name, **failure}): 1 for name in names}
     assert {key: value[0] for key, value in durations.items() if isinstance(value, tuple)} == expected

@@ -1,0 +1,186 @@
+"""The contract as a page of documentation: `python -m llmkg_otel.telemetry.table > docs/telemetry.md`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmkg_otel.errors import (
+    CircuitOpenError,
+    InvalidInputError,
+    OperationTimeoutError,
+    OverloadedError,
+    RateLimitedError,
+    ResourceExhaustedError,
+    ShuttingDownError,
+)
+from llmkg_otel.telemetry import semconv
+from llmkg_otel.telemetry.semconv import DURATION_BUCKETS, INSTRUMENTS, METER_NAME, SCHEMA_URL, Instrument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["EVENTS", "SPANS", "Entry", "prometheus_name", "telemetry_table"]
+
+_UNITS = {"s": "_seconds", "By": "_bytes"}
+
+_ERRORS = (
+    CircuitOpenError,
+    RateLimitedError,
+    ResourceExhaustedError,
+    OverloadedError,
+    ShuttingDownError,
+    OperationTimeoutError,
+    InvalidInputError,
+)
+_INTRODUCTION = f"""# Telemetry
+
+Generated from `llmkg_otel/telemetry/semconv.py` by `python -m llmkg_otel.telemetry.table`; a test keeps it
+current. Everything comes from the meter and tracer `{METER_NAME}`, schema {SCHEMA_URL}.
+
+`error.type` is there on failure only. It is one of
+{", ".join(f"`{error.reason}`" for error in _ERRORS)}, `cancelled`,
+or the class of the engine's own exception. An attribute without listed values takes names that the
+configuration or the code bounds; operations past the bound are `{semconv.OTHER}`. This layer writes no user
+id, argument or result to a metric, span or log record.
+
+Histograms are in seconds, with these bounds as advice, which a View of yours overrides:
+{", ".join(f"{bound:g}" for bound in DURATION_BUCKETS)}."""
+
+
+class Entry(NamedTuple):
+    """A span or an event: its name, its kind or severity, its attributes, and when it is there."""
+
+    name: str
+    kind: str
+    attributes: tuple[str, ...]
+    description: str
+
+
+SPANS = (
+    Entry(
+        "{operation}",
+        "INTERNAL",
+        (
+            semconv.OPERATION_NAME,
+            semconv.CORRELATION_ID,
+            semconv.ATTEMPTS,
+            semconv.ERROR_TYPE,
+            semconv.REJECTION_SCOPE,
+            semconv.RETRY_AFTER,
+        ),
+        "A protected call, refused ones included; an MCP server's span is enriched instead. "
+        "A call that an open circuit refused links to the span that opened it.",
+    ),
+    Entry(
+        semconv.ATTEMPT_SPAN,
+        "INTERNAL",
+        (semconv.OPERATION_NAME, semconv.ATTEMPTS, semconv.ERROR_TYPE),
+        "The second and later attempts of a call.",
+    ),
+    Entry(semconv.SHUTDOWN_SPAN, "INTERNAL", (), "A graceful shutdown, up to the flush that sends the span."),
+    Entry(
+        f"{semconv.SHUTDOWN_SPAN}.{{phase}}", "INTERNAL", (), "Its phases: lame_duck, draining, cleaning_up."
+    ),
+    Entry(
+        "{method}",
+        "CLIENT",
+        (semconv.DB_SYSTEM, semconv.DB_OPERATION, semconv.ERROR_TYPE),
+        "An engine operation, by auto-instrumentation.",
+    ),
+)
+"""The spans that this layer opens."""
+
+EVENTS = (
+    Entry(
+        semconv.BREAKER_STATE_CHANGED,
+        "WARN, closing INFO",
+        ("breaker", "state", "previous_state", semconv.ERROR_TYPE),
+        "A circuit breaker changed state.",
+    ),
+    Entry(
+        semconv.RETRY_SCHEDULED,
+        "INFO",
+        ("operation", "attempt", "delay", semconv.ERROR_TYPE),
+        "An attempt failed and another follows after `delay` seconds.",
+    ),
+    Entry(
+        semconv.RATE_LIMIT_REJECTED,
+        "WARN",
+        ("operation", "policy", "not_logged"),
+        "A rate limit refused a call; at most one a second, the others since are counted in `not_logged`.",
+    ),
+    Entry(
+        semconv.HEALTH_STATE_CHANGED,
+        "WARN, recovery INFO",
+        ("component", "state", "previous_state", "detail"),
+        "A component's status changed; `detail` is its check's own words.",
+    ),
+    Entry(semconv.SHUTDOWN_STARTED, "INFO", ("state",), "A graceful shutdown began."),
+    Entry(
+        semconv.SHUTDOWN_COMPLETED,
+        "INFO",
+        ("state",),
+        "It is over; after the flush, so only local logs have it.",
+    ),
+    Entry(semconv.ALERT_FIRED, "WARN", ("alert", "severity", "value"), "An alert rule fires."),
+    Entry(semconv.ALERT_RESOLVED, "INFO", ("alert", "severity", "value"), "It no longer does."),
+)
+"""The log records with an event name."""
+
+
+def telemetry_table() -> str:
+    """Return the page, in Markdown: every metric, span and event."""
+    parts = [
+        _INTRODUCTION,
+        "## Metrics",
+        _table(("Metric", "In Prometheus", "Kind, unit", "Attributes", "What"), map(_metric, INSTRUMENTS)),
+        "## Spans",
+        _table(("Span", "Kind", "Attributes", "What"), map(_entry, SPANS)),
+        "## Events",
+        "Log records with an event name, from the logger `llmkg_otel.events`.",
+        _table(("Event", "Severity", "Attributes", "When"), map(_entry, EVENTS)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def prometheus_name(instrument: Instrument) -> str:
+    """Return the name that the Prometheus exporter gives an instrument; of a histogram, its stem.
+
+    Source: OpenTelemetry, "Prometheus and OpenMetrics Compatibility"; the Python exporter adds no suffix
+    for the unit 1.
+    """
+    total = "_total" if instrument.kind in ("Counter", "ObservableCounter") else ""
+    return instrument.name.replace(".", "_") + _UNITS.get(instrument.unit, "") + total
+
+
+def _metric(instrument: Instrument) -> tuple[str, ...]:
+    attributes = [
+        f"`{key}`" + (f": {', '.join(values)}" if values else "")
+        for key, values in instrument.attributes.items()
+    ]
+    return (
+        f"`{instrument.name}`",
+        f"`{prometheus_name(instrument)}`",
+        f"{instrument.kind}, `{instrument.unit}`",
+        "; ".join(attributes),
+        instrument.description,
+    )
+
+
+def _entry(entry: Entry) -> tuple[str, ...]:
+    return (
+        f"`{entry.name}`",
+        entry.kind,
+        ", ".join(f"`{attribute}`" for attribute in entry.attributes),
+        entry.description,
+    )
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(telemetry_table())
