@@ -100,7 +100,7 @@ class EmbeddedKnowledgeEngine:
         holds the file: nothing was stored in any of these.
         """
         prepared = partial(self._prepare, facts)
-        # Checking takes 3 us a fact, and embedding a model's time: neither belongs on the loop.
+        # Checking takes 3 to 5 us a fact, and embedding a model's time: neither belongs on the loop.
         slow = self._vectors is not None or len(facts) > _rows.CHUNK
         rows, ids, vectors = await self._read(lambda _: prepared()) if slow else prepared()
         if rows:

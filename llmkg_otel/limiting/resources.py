@@ -79,9 +79,10 @@ class Resources:
 
     def check(self, operation: str) -> None:
         """Raise ResourceExhaustedError while a resource is over its limit."""
-        if not self._exhausted:
+        exhausted = self._exhausted
+        if not exhausted:
             return
-        name = min(self._exhausted)
+        name = min(exhausted)
         raise ResourceExhaustedError(
             f"{operation}: {name} is over its limit",
             operation=operation,

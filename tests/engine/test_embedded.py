@@ -273,6 +273,15 @@ async def test_at_capacity_nothing_of_a_call_is_stored_and_known_nodes_are_accep
         assert [fact.confidence for fact in await engine.find_facts("a")] == [0.9]
 
 
+async def test_a_file_with_more_nodes_than_are_now_allowed_still_takes_upserts(tmp_path: Path) -> None:
+    async with EmbeddedKnowledgeEngine(tmp_path / "kg.db") as engine:
+        await engine.store_facts([Fact("a", "knows", "b"), Fact("c", "knows", "d")])
+    async with EmbeddedKnowledgeEngine(tmp_path / "kg.db", max_nodes=3) as engine:
+        await engine.store_facts([Fact("a", "knows", "d")])
+        with pytest.raises(CapacityExceededError, match="4 are used"):
+            await engine.store_facts([Fact("a", "knows", "e")])
+
+
 async def test_one_bad_call_in_a_group_fails_alone(tmp_path: Path) -> None:
     async with EmbeddedKnowledgeEngine(tmp_path / "kg.db", max_nodes=64) as engine:
         gate, held = await holding_the_writer(engine)
@@ -378,6 +387,11 @@ async def test_neighbours_are_nearest_first_then_most_confident_in_both_directio
     assert await engine.neighbours("nobody", max_hops=5) == []
 
 
+async def test_facts_found_already_leave_their_room_to_new_ones(engine: EmbeddedKnowledgeEngine) -> None:
+    await engine.store_facts([Fact("a", "p", "b", 1.0), Fact("b", "p", "c", 0.5)])
+    assert len(await engine.neighbours("a", max_hops=2, limit=2)) == 2
+
+
 async def test_a_hub_is_read_no_further_than_the_limit(engine: EmbeddedKnowledgeEngine) -> None:
     await engine.store_facts([Fact(f"leaf {i}", "of", "hub", i / 5000) for i in range(5000)])
     found = await engine.neighbours("hub", max_hops=2, limit=10)
@@ -450,6 +464,7 @@ async def test_common_words_order_what_the_rare_word_found(engine: EmbeddedKnowl
     hits = await engine.search("where works Zoe")
     assert [hit.fact.predicate for hit in hits if hit.fact] == ["works_at", "lives_at"]
     assert len(await engine.search("person works", limit=20)) == 20
+    assert len(await engine.search("person works", limit=2000)) == 1500
     assert await engine.search("person nowhere", limit=1)
 
 
@@ -631,6 +646,7 @@ async def test_a_group_that_fails_as_a_whole_leaves_the_engine_usable(
     gate.set()
     results = await asyncio.gather(stored, broken, return_exceptions=True)
     assert [str(result) for result in results] == ["database or disk is full"] * 2
+    assert results[0] is not results[1]
     assert (await engine.stats()).facts == 0
     await engine.store_facts([Fact("a", "b", "c")])
     assert len(await engine.search("a")) == 1
