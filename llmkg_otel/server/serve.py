@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 
@@ -15,7 +15,9 @@ from llmkg_otel.server.ops import OpsServer, listen, url_of
 from llmkg_otel.shutdown.signals import shutdown_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+
+    from starlette.applications import Starlette
 
     from llmkg_otel.shutdown.report import ShutdownReport
     from llmkg_otel.system import ProductionSystem
@@ -25,6 +27,8 @@ __all__ = ["serve"]
 _log = logging.getLogger(__name__)
 
 LISTENER_CLOSE_SECONDS = 5
+ENVELOPE_BYTES = 65_536
+"""What a request may have around the arguments that `max_request_size_bytes` is about."""
 
 
 class _Listener(uvicorn.Server):
@@ -68,6 +72,7 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[No
     refuse_open_server(config)
     socket = stack.enter_context(listen(config.server.host, config.server.port))
     app = build_server(system).http_app(path=config.server.path, stateless_http=True, json_response=True)
+    _allow_bodies_of(app, config.resources.max_request_size_bytes + ENVELOPE_BYTES)
     listener = _Listener(
         uvicorn.Config(
             app,
@@ -90,6 +95,27 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[No
         await asyncio.shield(closed)
 
     return run()
+
+
+def _allow_bodies_of(app: Starlette, limit: int) -> None:
+    """Let the MCP SDK take bodies up to `limit` bytes; it answers 413 above its own 4 MiB otherwise.
+
+    FastMCP has no option for it, and makes the object that holds the limit when the app starts.
+    """
+    start = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(running: Starlette) -> AsyncIterator[Any]:
+        async with start(running) as state:
+            for route in running.routes:
+                endpoint = getattr(route, "app", None)
+                while endpoint is not None and not hasattr(endpoint, "session_manager"):
+                    endpoint = getattr(endpoint, "app", None)
+                if endpoint is not None:
+                    endpoint.session_manager.asgi_app.max_body_size = limit
+            yield state
+
+    app.router.lifespan_context = lifespan
 
 
 async def _first_of(serving: asyncio.Task[None], stop: asyncio.Event) -> None:

@@ -8,11 +8,17 @@ import os
 import signal
 import socket
 import subprocess
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from fastmcp.server.auth.providers.jwt import RSAKeyPair
+from jwt.algorithms import RSAAlgorithm
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from support.servers import DEADLINE_SECONDS, SCRIPTS, http_get, wait_until
@@ -20,7 +26,7 @@ from support.servers import DEADLINE_SECONDS, SCRIPTS, http_get, wait_until
 from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from support.servers import RunningServer, Servers
@@ -35,6 +41,25 @@ async def with_token(url: str, token: str) -> AsyncIterator[Client]:
         Client(streamable_http_client(url, http_client=http)) as client,
     ):
         yield client
+
+
+@contextmanager
+def serving(body: str) -> Iterator[str]:
+    """Serve one JSON document on loopback; give its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/jwks"
+        server.shutdown()
 
 
 def report_of(server: RunningServer) -> dict[str, Any]:
@@ -158,6 +183,44 @@ async def test_tokens_guard_mcp_and_name_the_user_that_limits_count(servers: Ser
     assert (refusal["code"], refusal["scope"]) == ("rate_limited", "user")
     assert 0 < refusal["retry_after_ms"] <= 1_800_000
     assert "ann" not in http_get(f"{server.ops_url}/metrics").body
+
+
+async def test_a_json_web_token_names_the_user_by_its_subject(servers: Servers) -> None:
+    key = RSAKeyPair.generate()
+    public = load_pem_public_key(key.public_key.encode())
+    assert isinstance(public, RSAPublicKey)
+    keys = json.dumps({"keys": [{**json.loads(RSAAlgorithm.to_jwk(public)), "kid": "one"}]})
+    with serving(keys) as jwks_uri:
+        server = servers.start(
+            env={
+                "LLMKG_SERVER__JWKS_URI": jwks_uri,
+                "LLMKG_SERVER__ISSUER": "https://issuer.example",
+                "LLMKG_SERVER__AUDIENCE": "llmkg",
+                "LLMKG_RATE_LIMITING__PER_USER": "1 per hour",
+            }
+        )
+
+        def token(subject: str, audience: str = "llmkg") -> str:
+            return key.create_token(subject, "https://issuer.example", audience, kid="one")
+
+        wrong = {"authorization": f"Bearer {token('ann', 'others')}"}
+        assert httpx2.post(server.mcp_url, json={}, headers=wrong).status_code == 401
+        outcomes = []
+        for subject in ("ann", "ann", "bob"):
+            async with with_token(server.mcp_url, token(subject)) as client:
+                outcomes.append((await client.call_tool("find_facts", {"subject": "x"})).is_error)
+    assert outcomes == [False, True, False]
+
+
+async def test_the_configured_size_of_requests_is_the_one_that_counts_over_http(servers: Servers) -> None:
+    server = servers.start()  # 10 MB by default; the MCP SDK's own limit is 4 MiB
+    async with Client(server.mcp_url) as client:
+        stored = await client.call_tool("store_knowledge", {"text": "word " * 1_200_000})
+        assert not stored.is_error
+        refused = await client.call_tool("store_knowledge", {"text": "x" * 10_000_100})
+    assert refused.structured_content is not None
+    assert refused.structured_content["scope"] == "request_size"
+    assert httpx2.post(server.mcp_url, content=b"x" * 10_100_000).status_code == 413
 
 
 def test_serving_others_without_authentication_is_refused(servers: Servers) -> None:
