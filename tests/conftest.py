@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,3 +73,11 @@ def make_system(telemetry: CapturedTelemetry) -> Callable[..., ProductionSystem]
 def system(make_system: Callable[..., ProductionSystem]) -> ProductionSystem:
     """Make a system with defaults, but no waits between retries and a quick shutdown."""
     return make_system()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, a test that was skipped because something is not installed is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("CI") and any("not installed" in str(report.longrepr) for report in skipped):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
