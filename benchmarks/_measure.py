@@ -58,36 +58,33 @@ def summary(values: Iterable[float]) -> Times:
     return Times(ordered[0], ordered[len(ordered) // 10], ordered[len(ordered) // 2])
 
 
-def table(
-    measured: Mapping[str, Times], floors: Mapping[str, str], scale: float, unit: str
-) -> list[list[str]]:
-    """Return a row a contestant: times in `unit` (seconds times `scale`), ratios to the floor it names."""
-    head = ["", f"min {unit}", f"p10 {unit}", f"median {unit}", "min x", "p10 x", "median x", "against"]
-    rows = [head]
+def table(measured: Mapping[str, Times], *, scale: float, unit: str) -> list[list[str]]:
+    """Return a row a contestant: times in `unit` (seconds times `scale`), and ratios to the first one."""
+    floor = next(iter(measured.values()))
+    rows = [["", f"min {unit}", f"p10 {unit}", f"median {unit}", "min x", "p10 x", "median x"]]
     for name, times in measured.items():
-        shown = [f"{value * scale:.2f}" for value in times]
-        floor = floors.get(name)
-        ratios = [f"{r:.2f}" for r in times.ratios(measured[floor])] if floor else [""] * 3
-        rows.append([name, *shown, *ratios, floor or ""])
+        ratios = times.ratios(floor)
+        rows.append([name, *(f"{value * scale:.2f}" for value in times), *(f"{x:.2f}" for x in ratios)])
     return rows
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text: the first and last columns to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    last = len(widths) - 1
+    """Return rows as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
-    def cell(i: int, text: str) -> str:
-        return text.ljust(widths[i]) if i in (0, last) else text.rjust(widths[i])
 
-    return "\n".join("  ".join(cell(i, text) for i, text in enumerate(row)).rstrip() for row in rows)
-
-
-def verdict(what: str, value: float, target: float, *, at_most: bool, unit: str = "x") -> str:
+def verdict(what: str, value: float, target: float, *, at_most: bool, unit: str = "") -> str:
     """Return one line: what was to be reached, what was measured, and whether it was."""
-    reached = value <= target if at_most else value >= target
+    reached = "yes" if (value <= target if at_most else value >= target) else "no"
     bound = "at most" if at_most else "at least"
-    return f"target: {what} {bound} {target:g} {unit}; measured {value:.2f} {unit}; reached: {'yes' if reached else 'no'}"
+    return f"target: {what} {bound} {target:g}{unit}; measured {value:.2f}{unit}; reached: {reached}"
 
 
 def machine() -> str:

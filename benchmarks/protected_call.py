@@ -3,7 +3,9 @@
 floor  one `start_as_current_span` and one histogram record around a coroutine that does nothing
 ours   `execute_protected_operation` with the default configuration and everything on: three levels of
        rate limits (so high that nothing is refused), permits, deadline, retry, breaker, span, histogram
-naive  the same protection put together from the libraries as their documentation shows it
+naive  the same protection put together from the libraries as their documentation shows it: tenacity's
+       decorator, pybreaker's `calling`, asyncio.timeout, three hits of `limits` (fixed windows in memory,
+       its cheapest), span, histogram, counter, and two log lines to a QueueHandler, emptied untimed
 
 All share one tracer provider (batch processor, exporter that drops) and one meter provider (Prometheus
 reader). The batch processor is emptied between slices, so no export runs, and none is dropped, in one.
@@ -14,11 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import queue
 import time
+from logging.handlers import QueueHandler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pybreaker
-from _measure import Contestant, aligned, alternate, machine, table, verdict
+from _measure import Contestant, Times, aligned, alternate, machine, table, verdict
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -32,7 +36,7 @@ from llmkg_otel.errors import RejectedError
 from llmkg_otel.telemetry.semconv import DURATION_BUCKETS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from opentelemetry.metrics import Meter
     from opentelemetry.sdk.trace import ReadableSpan
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 PLENTY: dict[str, Any] = {"requests_per_second": 1e9, "burst_capacity": 10**9}
 NEVER_AGAIN = {"requests_per_second": 1e-6, "burst_capacity": 1}
 ATTRIBUTES = {"llmkg.operation.name": "noop"}
+FLOOR, OURS, NAIVE = "floor", "ours", "naive"
 OURS_AT_MOST = 1.3
 NAIVE_AT_LEAST = 4.0
 
@@ -196,12 +201,15 @@ def naive_call(tracer: Tracer, meter: Meter, log: logging.Logger) -> Callable[[]
     return call
 
 
-def naive(tracer: Tracer, meter: Meter) -> Contestant:
-    """Log to a NullHandler: cheaper than any handler that writes."""
-    log = logging.getLogger("bench.naive")
+def logger_to(name: str, handler: logging.Handler) -> logging.Logger:
+    log = logging.getLogger(name)
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.addHandler(logging.NullHandler())
+    log.addHandler(handler)
+    return log
+
+
+def naive(tracer: Tracer, meter: Meter, log: logging.Logger) -> Contestant:
     call = naive_call(tracer, meter, log)
 
     async def calls(count: int) -> None:
@@ -211,60 +219,60 @@ def naive(tracer: Tracer, meter: Meter) -> Contestant:
     return calls
 
 
-async def measure(slices: int, calls: int) -> str:
-    sdk = Sdk.make()
+async def measure(slices: int, calls: int) -> dict[str, dict[str, Times]]:
+    """Return what three rounds measured; the first contestant of each is its floor."""
+    sdk, lines = Sdk.make(), queue.SimpleQueue[logging.LogRecord]()
+    logger_to("llmkg_otel", logging.NullHandler())  # refusals are logged once a second
     system = ProductionSystem(
         None, configuration(), tracer_provider=sdk.tracer_provider, meter_provider=sdk.meter_provider
     )
-    logging.getLogger("llmkg_otel").addHandler(logging.NullHandler())
-    logging.getLogger("llmkg_otel").propagate = False
     tracer, meter = sdk.tracer_provider.get_tracer("bench"), sdk.meter_provider.get_meter("bench")
+    queued = logger_to("bench.queued", QueueHandler(lines))
+    dropped = logger_to("bench.dropped", logging.NullHandler())
+
+    def tidy() -> None:
+        sdk.processor.force_flush()
+        while not lines.empty():
+            lines.get()
+
+    rounds: dict[str, dict[str, Contestant]] = {
+        "async": {
+            FLOOR: floor(tracer, meter),
+            OURS: ours(system),
+            NAIVE: naive(tracer, meter, queued),
+            "naive, log lines dropped": naive(tracer, meter, dropped),
+        },
+        "sync": {"floor, sync": floor_sync(tracer, meter), "ours, sync": ours_sync(system)},
+        "refused": {
+            FLOOR: floor(tracer, meter),
+            "ours, rate limited": refused(system, "limited"),
+            "ours, circuit open": refused(system, "broken"),
+        },
+    }
     async with system:
         await make_refusing(system)
-        measured = await alternate(
-            {
-                "floor": floor(tracer, meter),
-                "ours": ours(system),
-                "naive": naive(tracer, meter),
-                "floor, sync": floor_sync(tracer, meter),
-                "ours, sync": ours_sync(system),
-                "ours, rate limited": refused(system, "limited"),
-                "ours, circuit open": refused(system, "broken"),
-            },
-            slices=slices,
-            calls=calls,
-            between=sdk.processor.force_flush,
-        )
-    floors = {name: "floor, sync" if name == "ours, sync" else "floor" for name in measured}
-    floors |= {"floor": "", "floor, sync": "", "naive": "ours"}
-    return "\n".join(
-        [
-            f"{machine()}; {slices} slices of {calls} calls each",
-            aligned(table(measured, floors, 1e6, "us")),
-            verdict(
-                "ours against floor, p10",
-                measured["ours"].p10 / measured["floor"].p10,
-                OURS_AT_MOST,
-                at_most=True,
-            ),
-            verdict(
-                "naive against ours, p10",
-                measured["naive"].p10 / measured["ours"].p10,
-                NAIVE_AT_LEAST,
-                at_most=False,
-            ),
-        ]
-    )
+        return {
+            name: await alternate(round_, slices=slices, calls=calls, between=tidy)
+            for name, round_ in rounds.items()
+        }
+
+
+def report(rounds: Mapping[str, Mapping[str, Times]]) -> Iterator[str]:
+    for measured in rounds.values():
+        yield aligned(table(measured, scale=1e6, unit="us"))
+        yield ""
+    of = rounds["async"]
+    yield verdict("ours / floor, p10", of[OURS].p10 / of[FLOOR].p10, OURS_AT_MOST, at_most=True)
+    yield verdict("naive / ours, p10", of[NAIVE].p10 / of[OURS].p10, NAIVE_AT_LEAST, at_most=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--slices", type=int, default=200, help="slices of each contestant (200)")
     parser.add_argument("--calls", type=int, default=50, help="calls in a slice (50)")
     options = parser.parse_args()
-    print(asyncio.run(measure(options.slices, options.calls)))
+    print(f"{machine()}; {options.slices} slices of {options.calls} calls each\n")
+    print("\n".join(report(asyncio.run(measure(options.slices, options.calls)))))
 
 
 if __name__ == "__main__":

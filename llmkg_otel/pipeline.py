@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel import call as current
 from llmkg_otel._threads import in_daemon_thread
+from llmkg_otel._watch import Watch
 from llmkg_otel.errors import InvalidInputError, OperationTimeoutError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Pipeline:
         self._resources = resources
         self._max_wait = max_wait
         self._observer = observer
+        self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError, *caller_errors)
 
     async def run(self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T]) -> T:
@@ -94,6 +96,7 @@ class Pipeline:
         finally:
             self._observer.call_ended(call, error)
             current.leave(token)
+            error = None  # it refers to this frame, which would refer to it
 
     def run_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
         """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
@@ -131,6 +134,7 @@ class Pipeline:
         finally:
             self._observer.call_ended(call, error)
             current.leave(token)
+            error = None  # it refers to this frame, which would refer to it
 
     def _is_final(self, op: Operation, call: Call, failure: Exception) -> bool:
         """Say whether a first failure is not tenacity's business: not reached, or the caller's mistake."""
@@ -148,20 +152,25 @@ class Pipeline:
         ticket = op.breaker.admit()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
-        call.start_timer(task, seconds)
+        loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
+        if watch is None or watch.loop is not loop:
+            watch = self._watch = Watch(loop)
+        watch.start(call, time.monotonic() + seconds)
         try:
             result = await body()
         except BaseException as raised:
-            error = raised
-            if call.stop_timer(task) and isinstance(raised, asyncio.CancelledError):
-                error = _timeout(op, call, seconds)
-            self._report(op, ticket, error)
+            timeout = None
+            ours = watch.stop(call) and task.uncancel() <= cancelling  # else somebody cancelled from outside
+            if ours and isinstance(raised, asyncio.CancelledError):
+                timeout = _timeout(op, call, seconds)
+            self._report(op, ticket, timeout or raised)
             if span is not None:
-                self._observer.attempt_ended(span, error)
-            if error is raised:
+                self._observer.attempt_ended(span, timeout or raised)
+            if timeout is None:
                 raise
-            raise error from None
-        call.stop_timer(task)
+            raise timeout from None
+        if watch.stop(call):
+            task.uncancel()
         op.breaker.succeeded(ticket, first=call.attempts == 1)
         if span is not None:
             self._observer.attempt_ended(span, None)

@@ -49,7 +49,7 @@ def probing(make_system: MakeSystem) -> ProductionSystem:
 
 
 def half_open(system: ProductionSystem) -> None:
-    for op in system.operations():
+    for op in system.operations:
         op.breaker.failed(op.breaker.admit(), ConnectionError())
 
 
@@ -91,7 +91,7 @@ async def test_an_exit_is_never_retried_and_never_held_against_the_engine(
 
     with pytest.raises(exit_):
         await path(system, step)
-    (op,) = system.operations()
+    (op,) = system.operations
     assert next(reached) == 1
     assert op.breaker.calls == {"success": 0, "failure": 0, "ignored": 1, "rejected": 0}
     assert op.retry.calls == {}
@@ -121,7 +121,7 @@ async def waits_in_a_nested_call(system: ProductionSystem) -> None:
 
 
 async def waits_for_a_permit(system: ProductionSystem) -> None:
-    pool = next(pool for pool in system.permit_pools() if pool.name == "op")
+    pool = next(pool for pool in system.operations.pools() if pool.name == "op")
     assert pool.try_acquire()
     try:
         await system.execute_protected_operation("op", forever)
@@ -204,7 +204,7 @@ def test_a_signal_that_comes_while_a_thread_waits_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     probing.configure_operation("op", ONCE_MORE)
-    (op,) = probing.operations()
+    (op,) = probing.operations
     op.retry._sleep_sync = interrupted
     with everything_given_back(probing):
         if held := where == "for a permit" and op.pools[0].try_acquire():

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     MakeSystem = Callable[..., ProductionSystem]
 
 REFUSALS: dict[str, Callable[[ProductionSystem], object]] = {
-    "rate_limited": lambda system: system._operation("op").rate.take(1e9),  # type: ignore[union-attr]
+    "rate_limited": lambda system: system.operations.named("op").rate.take(1e9),  # type: ignore[union-attr]
     "resource_exhausted": lambda system: system.resources.observe(ResourceUsage(memory=1e15)),
-    "permit_timeout": lambda system: system._operation("op").pools[0].try_acquire(),
-    "circuit_open": lambda system: system._operation("op").breaker.force_open(),
+    "permit_timeout": lambda system: system.operations.named("op").pools[0].try_acquire(),
+    "circuit_open": lambda system: system.operations.named("op").breaker.force_open(),
     "draining": lambda system: system.calls.stop_accepting(),
 }
 
@@ -62,12 +62,12 @@ async def test_a_refused_call_never_reaches_the_engine(
         resources=ResourceLimits(max_queue_wait_seconds=0.01),
     )
     REFUSALS[reason](system)
-    usage = [pool.usage for pool in system.permit_pools()]
+    usage = [pool.usage for pool in system.operations.pools()]
     reached: list[None] = []
     with pytest.raises(RejectedError) as refused:
         await path(system, lambda: reached.append(None))
     assert (refused.value.reason, refused.value.operation, reached) == (reason, "op", [])
-    assert [pool.usage for pool in system.permit_pools()] == usage
+    assert [pool.usage for pool in system.operations.pools()] == usage
     assert (len(system.calls), current_call()) == (0, None)
     assert_told_once(system, telemetry, reason)
 
@@ -95,6 +95,21 @@ async def test_a_circuit_that_opens_between_two_attempts_leaves_the_engines_own_
     assert_told_once(system, telemetry, "ConnectionError")
 
 
+@pytest.mark.parametrize("path", [nested, nested_sync])
+async def test_of_nested_calls_only_the_outermost_retries(path: Path, system: ProductionSystem) -> None:
+    reached: list[None] = []
+
+    def fails() -> None:
+        reached.append(None)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await path(system, fails)
+    assert len(reached) == 3
+    retries = {op.name: dict(op.retry.calls) for op in system.operations}
+    assert retries == {"outer": {"exhausted": 1}, "op": {"not_retryable": 3}}
+
+
 @pytest.mark.parametrize("path", [asynchronous, in_the_calling_thread])
 async def test_the_callers_mistake_is_not_retried_in_a_later_attempt_either(
     path: Path, system: ProductionSystem
@@ -109,7 +124,7 @@ async def test_the_callers_mistake_is_not_retried_in_a_later_attempt_either(
         await path(system, step)
     with pytest.raises(KeyError):
         await path(system, failing_first(step))
-    (op,) = system.operations()
+    (op,) = system.operations
     assert len(list(results)) == 1
     assert dict(op.retry.calls) == {"not_retryable": 2}
     assert op.breaker.calls["failure"] == 2

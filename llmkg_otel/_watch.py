@@ -1,0 +1,57 @@
+"""One timer for all deadlines of a loop, so that a call which ends in time pays for none."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from llmkg_otel.call import Call
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Cancels the tasks of calls whose time is up. Belongs to one event loop.
+
+    A timer for each call would copy the call's context, and tie call, timer and span into a reference
+    cycle of 19 objects (benchmarks/parts.py): with one timer for all, the ratio to the bare span and
+    histogram went from 1.32 to 1.20. It rings at the earliest deadline, whose call has mostly ended by
+    then, and moves on to the next.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._ends: dict[Call, float] = {}
+        self._rings_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, call: Call, end: float) -> None:
+        """Cancel the call's task at `end` (of the monotonic clock), unless `stop` comes first."""
+        self._ends[call] = end
+        if end < self._rings_at:
+            self._ring_at(end)
+
+    def stop(self, call: Call) -> bool:
+        """End the watch over a call; True if its time was up and its task was cancelled for that."""
+        return self._ends.pop(call, None) is None
+
+    def _ring_at(self, end: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = end
+        self._timer = self.loop.call_later(end - time.monotonic(), self._ring, context=Context())
+
+    def _ring(self) -> None:
+        self._rings_at, self._timer = math.inf, None
+        now = time.monotonic()
+        for call in [call for call, end in self._ends.items() if end <= now]:
+            del self._ends[call]
+            if call.task is not None:
+                call.task.cancel()
+        if self._ends:
+            self._ring_at(min(self._ends.values()))

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llmkg_otel.config import CircuitBreakerConfig
+from llmkg_otel.errors import CircuitOpenError
+from llmkg_otel.events import BreakerTransitioned, Event
+from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
+from llmkg_otel.testing import FakeClock
+
+
+class Model:
+    """The documented breaker, written without locks and without pybreaker."""
+
+    def __init__(self, config: CircuitBreakerConfig) -> None:
+        self.config = config
+        self.circuit, self.override = "closed", ""
+        self.failures = self.successes = self.epoch = 0
+        self.opened_at = 0.0
+        self.probes: dict[int, float] = {}
+        self.moves: list[tuple[str, str]] = []
+
+    @property
+    def state(self) -> str:
+        return self.override or (self.circuit if self.config.enabled else "disabled")
+
+    def become(self, **new: Any) -> None:
+        """Change; whenever the state is another one afterwards, what was admitted before is void."""
+        before = self.state
+        vars(self).update(new)
+        if self.state != before:
+            self.moves.append((before, self.state))
+            self.epoch += 1
+            self.probes = {}
+
+    def admit(self, number: int, now: float) -> tuple[bool, float | None]:
+        """Return whether a call is let through, else the time until one may be (None: who knows)."""
+        if self.state == "open" and now >= self.opened_at + self.config.recovery_timeout:
+            self.become(circuit="half_open", successes=0)
+        if self.state in ("closed", "disabled"):
+            return True, None
+        if self.state == "half_open":
+            self.probes = {probe: end for probe, end in self.probes.items() if end > now}
+            if len(self.probes) < self.config.half_open_max_probes:
+                self.probes[number] = now + self.config.timeout
+                return True, None
+            return False, min(self.probes.values()) - now
+        return False, self.opened_at + self.config.recovery_timeout - now if self.state == "open" else None
+
+    def report(self, number: int, epoch: int, outcome: str, now: float) -> None:
+        self.probes.pop(number, None)
+        if epoch != self.epoch or outcome == "ignored" or self.state not in ("closed", "half_open"):
+            return
+        if outcome == "failure":
+            self.failures += 1
+            if self.state == "half_open" or self.failures >= self.config.failure_threshold:
+                self.become(circuit="open", opened_at=now)
+        elif self.state == "half_open":
+            self.successes += 1
+            if self.successes >= self.config.success_threshold:
+                self.become(circuit="closed", failures=0)
+        else:
+            self.failures = 0
+
+
+CONFIGS = st.builds(
+    CircuitBreakerConfig,
+    enabled=st.sampled_from([True, True, True, False]),
+    failure_threshold=st.integers(1, 3),
+    recovery_timeout=st.sampled_from([1, 4]),
+    success_threshold=st.integers(1, 3),
+    timeout=st.sampled_from([0.5, 2]),
+    half_open_max_probes=st.integers(1, 2),
+)
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Does the same to the breaker and to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = CircuitBreakerConfig(failure_threshold=2, recovery_timeout=4, success_threshold=2, timeout=2)
+        self.clock, self.model = FakeClock(), Model(config)
+        self.moves: list[tuple[str, str]] = []
+        self.breaker = CircuitBreaker("search", config, self, self.clock)
+        self.out: list[tuple[Ticket, int, int]] = []
+        self.counts = dict.fromkeys(("success", "failure", "ignored", "rejected"), 0)
+        self.admitted = self.first_tries = 0
+
+    def on_event(self, event: Event) -> None:
+        assert isinstance(event, BreakerTransitioned)
+        self.moves.append((event.previous, event.state))
+
+    @rule()
+    def admit(self) -> None:
+        admitted, wait = self.model.admit(self.admitted, self.clock())
+        if admitted:
+            self.out.append((self.breaker.admit(), self.admitted, self.model.epoch))
+            self.admitted += 1
+            return
+        with pytest.raises(CircuitOpenError) as caught:
+            self.breaker.admit()
+        assert caught.value.retry_after == wait
+        self.counts["rejected"] += 1
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), outcome=st.sampled_from(["success", "success", "failure", "failure", "ignored"]))
+    def report(self, data: st.DataObject, outcome: str) -> None:
+        ticket, number, epoch = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
+        if outcome == "success":
+            first = data.draw(st.booleans())
+            self.first_tries += first
+            self.breaker.succeeded(ticket, first=first)
+        elif outcome == "failure":
+            self.breaker.failed(ticket, ConnectionError())
+        else:
+            self.breaker.ignored(ticket)
+        self.model.report(number, epoch, outcome, self.clock())
+        self.counts[outcome] += 1
+
+    @rule(seconds=st.sampled_from([0.5, 1, 2, 4]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def force_open(self) -> None:
+        self.breaker.force_open()
+        self.model.become(override="forced_open")
+
+    @rule()
+    def disable(self) -> None:
+        self.breaker.disable()
+        self.model.become(override="disabled")
+
+    @rule()
+    def reset(self) -> None:
+        self.breaker.reset()
+        self.model.become(override="")
+        self.model.become(circuit="closed", failures=0)
+
+    @rule(config=CONFIGS)
+    def configure(self, config: CircuitBreakerConfig) -> None:
+        self.breaker.configure(config)
+        self.model.become(config=config)
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        assert self.breaker.state == self.model.state
+        assert self.moves == self.model.moves
+        if self.model.state == "closed":
+            assert self.breaker.consecutive_failures == self.model.failures
+
+    @invariant()
+    def every_ticket_and_refusal_is_counted_once(self) -> None:
+        assert self.breaker.calls == self.counts
+        assert self.breaker.first_tries == self.first_tries
+        assert sum(self.counts.values()) + len(self.out) == self.admitted + self.counts["rejected"]
+
+    @invariant()
+    def each_move_begins_where_the_last_one_ended(self) -> None:
+        assert all(earlier[1] == later[0] for earlier, later in pairwise([("", "closed"), *self.moves]))
+
+
+TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)

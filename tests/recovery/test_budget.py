@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkg_otel.recovery.budget import RetryBudget
+
+
+@pytest.mark.parametrize("in_flight", [0, 1, 14, 15, 19, 20, 99, 100, 1000, 12_345])
+def test_a_fifth_of_the_calls_in_flight_may_be_retrying_and_three_always(in_flight: int) -> None:
+    budget = RetryBudget(lambda: in_flight)
+    allowed = max(3, in_flight // 5)
+    assert budget.limit == allowed
+    assert [budget.try_acquire() for _ in range(allowed + 2)] == [True] * allowed + [False] * 2
+    assert budget.usage == allowed
+
+
+@given(st.lists(st.one_of(st.sampled_from(["take", "give"]), st.integers(0, 100))))
+def test_a_place_is_given_exactly_while_fewer_retries_run_than_are_allowed(steps: list[str | int]) -> None:
+    in_flight = used = 0
+    budget = RetryBudget(lambda: in_flight)
+    for step in steps:
+        if isinstance(step, int):
+            in_flight = step
+        elif step == "take":
+            free = used < max(3, in_flight // 5)
+            assert budget.try_acquire() is free
+            used += free
+        elif used:
+            budget.release()
+            used -= 1
+        assert budget.usage == used
+
+
+def test_threads_never_take_more_than_there_is_and_leave_nothing_behind() -> None:
+    budget = RetryBudget(lambda: 20)
+    start, count = threading.Barrier(8), threading.Lock()
+    retrying = most = refused = 0
+
+    def worker() -> None:
+        nonlocal retrying, most, refused
+        start.wait(5)
+        for _ in range(300):
+            if budget.try_acquire():
+                with count:
+                    retrying += 1
+                    most = max(most, retrying)
+                with count:
+                    retrying -= 1
+                budget.release()
+            else:
+                refused += 1
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(worker) for _ in range(8)]:
+            done.result()
+    assert 1 <= most <= budget.limit == 4
+    assert budget.usage == 0
+
+
+def test_of_many_threads_at_once_exactly_as_many_as_allowed_get_a_place() -> None:
+    budget = RetryBudget(lambda: 50)
+    start = threading.Barrier(32)
+
+    def take() -> bool:
+        start.wait(5)
+        return budget.try_acquire()
+
+    with ThreadPoolExecutor(32) as threads:
+        assert sum(done.result() for done in [threads.submit(take) for _ in range(32)]) == 10
