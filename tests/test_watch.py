@@ -1,0 +1,102 @@
+"""One timer for all deadlines: each call is cut at its own, and only at its own."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llmkg_otel import OperationConfig
+from llmkg_otel._watch import Watch
+from llmkg_otel.call import Call
+from llmkg_otel.errors import OperationTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmkg_otel import ProductionSystem
+
+
+async def answer() -> str:
+    return "answer"
+
+
+async def wait_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+def watched(watch: Watch, end: float) -> tuple[Call, asyncio.Task[None]]:
+    call = Call("op", 60.0)
+    call.task = asyncio.ensure_future(wait_for_ever())
+    watch.start(call, end)
+    return call, call.task
+
+
+async def test_calls_are_cut_in_the_order_of_their_deadlines_whatever_the_order_they_came_in() -> None:
+    watch = Watch(asyncio.get_running_loop())
+    now = asyncio.get_running_loop().time()
+    cut: list[int] = []
+    tasks = []
+    for number in (3, 1, 2):
+        _, task = watched(watch, now + number / 1000)
+        task.add_done_callback(lambda _done, number=number: cut.append(number))
+        tasks.append(task)
+    await asyncio.wait(tasks)
+    assert cut == [1, 2, 3]
+    assert all(task.cancelled() for task in tasks)
+
+
+async def test_a_call_that_ended_in_time_is_left_alone_and_the_next_one_is_still_watched() -> None:
+    watch = Watch(asyncio.get_running_loop())
+    now = asyncio.get_running_loop().time()
+    early, spared = watched(watch, now + 0.001)
+    late, cut = watched(watch, now + 0.005)
+    assert watch.stop(early) is False
+    await asyncio.wait({cut})
+    assert watch.stop(late) is True
+    assert not spared.done()
+    spared.cancel()
+
+
+async def test_one_system_keeps_the_deadlines_of_many_calls_apart(system: ProductionSystem) -> None:
+    system.configure_operation("short", OperationConfig(timeout=0.005))
+    system.configure_operation("long", OperationConfig(timeout=60))
+    release = asyncio.Event()
+    long = [asyncio.ensure_future(system.execute_protected_operation("long", release.wait)) for _ in range(5)]
+    for _ in range(3):
+        with pytest.raises(OperationTimeoutError, match="short"):
+            await system.execute_protected_operation("short", release.wait)
+    release.set()
+    assert await asyncio.gather(*long) == [True] * 5
+
+
+def test_loops_that_come_one_after_the_other_each_have_their_deadlines(system: ProductionSystem) -> None:
+    system.configure_operation("short", OperationConfig(timeout=0.005))
+    for _ in range(2):
+        with pytest.raises(OperationTimeoutError):
+            asyncio.run(system.execute_protected_operation("short", wait_for_ever))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_call_leaves_no_reference_cycle_behind(
+    make_system: Callable[..., ProductionSystem], fails: bool
+) -> None:
+    system = make_system(rate_limiting={"requests_per_second": 1e-6, "burst_capacity": 50})
+
+    async def call() -> None:
+        try:
+            await system.execute_protected_operation("op", answer)
+        except Exception:
+            assert fails
+
+    for _ in range(50 if fails else 5):
+        await call()
+    gc.collect()
+    gc.disable()
+    try:
+        await call()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
