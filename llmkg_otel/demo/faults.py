@@ -50,7 +50,7 @@ class FaultyEngine:
 
     A failure is a ConnectionError, as of an engine behind a network. A lost answer of a write is why
     writes must be upserts. Lifetime and concurrency are the real engine's; its optional methods
-    (backup, native query) are not passed on. `sleep` waits out slow calls.
+    (backup, native query) are not passed on. `sleep` waits out slow calls; with `slow` set each one is.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class FaultyEngine:
         self._sleep = sleep
         self._numbers: Counter[str] = Counter()
         self.faults = False
+        self.slow = False
+
+    def slow_down(self) -> None:
+        """Make every call take 0.2 s longer from now on, so that a shutdown meets calls in flight."""
+        self.slow = True
 
     def switch(self, on: bool) -> None:
         """Turn faults on, with the plan from its beginning, or off."""
@@ -129,6 +134,8 @@ class FaultyEngine:
         await self._engine.aclose()
 
     async def _meddle(self, method: str, work: Callable[[], Awaitable[T]]) -> T:
+        if self.slow:
+            await self._sleep(SLOW_SECONDS)
         if not self.faults:
             return await work()
         number = self._numbers[method]

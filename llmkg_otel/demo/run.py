@@ -1,7 +1,7 @@
 """`llmkg-otel demo`: load, serve, drive, break, shut down, and balance the books.
 
     load facts -> start the server -> clients call: a third in calm, a third with faults, a third to
-    recover -> SIGTERM with calls in flight (with `keep`: after Ctrl-C) -> books -> summary
+    recover -> SIGTERM with slow calls in flight (with `keep`: after Ctrl-C) -> books -> summary
 
 Everything happens in a temporary directory on spare loopback ports; nothing is left behind.
 """
@@ -152,6 +152,7 @@ class _Demo:
             self._stop.set()
             await self._interrupted.wait()
         self._view.phase = "shutting down"
+        self._server.send(signal.SIGHUP)
         self._server.send(signal.SIGTERM)
         return await self._server.ended()
 

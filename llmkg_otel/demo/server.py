@@ -1,8 +1,8 @@
-"""The demo's server process: the real one, on an engine whose faults two signals switch.
+"""The demo's server process: the real one, on an engine whose faults signals switch.
 
     python -m llmkg_otel.demo.server CONFIG.yaml REPORT.json
 
-SIGUSR1 turns faults on, SIGUSR2 off. After a graceful shutdown the report is in REPORT.json.
+SIGUSR1 turns faults on, SIGUSR2 off; SIGHUP makes every call slow. After a graceful shutdown the report is in REPORT.json.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ async def _serve(config_file: Path) -> ShutdownReport:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, engine.switch, True)
     loop.add_signal_handler(signal.SIGUSR2, engine.switch, False)
+    loop.add_signal_handler(signal.SIGHUP, engine.slow_down)
     return await serve(create_production_system(engine, config))
 
 

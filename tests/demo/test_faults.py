@@ -131,3 +131,12 @@ async def test_a_slow_call_waits_and_then_succeeds() -> None:
     engine._numbers["stats"] = first(Fault.SLOW, "stats")
     await engine.stats()
     assert clock.slept == [SLOW_SECONDS]
+
+
+async def test_slowed_down_every_call_takes_its_time_with_or_without_faults() -> None:
+    clock = FakeClock()
+    engine = FaultyEngine(RecordingEngine(), sleep=clock.sleep)
+    engine.slow_down()
+    await engine.stats()
+    await engine.ping()
+    assert clock.slept == [SLOW_SECONDS] * 2
