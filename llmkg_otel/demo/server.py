@@ -2,7 +2,8 @@
 
     python -m llmkg_otel.demo.server CONFIG.yaml REPORT.json
 
-SIGUSR1 turns faults on, SIGUSR2 off; SIGHUP makes every call slow. After a graceful shutdown the report is in REPORT.json.
+SIGUSR1 turns faults on, SIGUSR2 off; SIGHUP makes every call slow. After a graceful shutdown the report
+is in REPORT.json.
 """
 
 from __future__ import annotations
