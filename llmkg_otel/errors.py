@@ -35,8 +35,9 @@ class RejectedError(LlmkgOtelError):
     """The call was refused before it reached the engine: trying again later is safe.
 
     Attributes: `operation`, the operation's name; `scope`, what refused it (a rule, a pool, a
-    resource, a breaker); `limit`, the limit that was met, as text, or None; `retry_after`, seconds
-    after which the same call can be admitted, or None when no time can be promised.
+    resource, a breaker); `limit`, the limit that was met, as text, or None; `retry_after`, seconds after
+    which it makes sense to try again: exact for rate limits and circuits, a hint where nobody can know,
+    None where trying again will not help.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ResourceExhaustedError(RejectedError):
 
 
 class OverloadedError(RejectedError):
-    """No permit could be had in time, or the call was shed; `reason` says which of the two."""
+    """No permit could be had in time, or too many calls wait for one already."""
 
     reason = "permit_timeout"
 
