@@ -5,13 +5,14 @@ import threading
 from contextvars import ContextVar
 
 import pytest
+from support.time import Seen, Time, settle
 
+from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.config import HealthCheckConfig
 from llmkg_otel.errors import ConfigurationError
-from llmkg_otel.events import Event, HealthChanged, HealthChecked
+from llmkg_otel.events import HealthChanged, HealthChecked
 from llmkg_otel.health.monitor import Check, HealthMonitor
 from llmkg_otel.health.status import CheckResult, ComponentHealth, HealthStatus, Trend
-from llmkg_otel._threads import in_daemon_thread
 
 PASS, WARN, FAIL, UNKNOWN = (
     HealthStatus.HEALTHY,
@@ -19,40 +20,6 @@ PASS, WARN, FAIL, UNKNOWN = (
     HealthStatus.CRITICAL,
     HealthStatus.UNKNOWN,
 )
-
-
-class Seen(list[Event]):
-    def on_event(self, event: Event) -> None:
-        self.append(event)
-
-
-class Time:
-    """A clock whose sleepers wake when the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now + seconds, woken))
-        await woken
-
-    async def advance(self, seconds: float) -> None:
-        await settle()
-        self.now += seconds
-        for due, woken in self._sleepers:
-            if due <= self.now and not woken.done():
-                woken.set_result(None)
-        await settle()
-
-
-async def settle() -> None:
-    for _ in range(12):
-        await asyncio.sleep(0)
 
 
 class World:

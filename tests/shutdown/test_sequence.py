@@ -6,10 +6,11 @@ import threading
 from typing import TYPE_CHECKING, get_args
 
 import pytest
+from support.time import Seen, Time, settle
 
 from llmkg_otel.call import Call
 from llmkg_otel.config import ShutdownConfig
-from llmkg_otel.events import Event, LifecycleChanged, ShutdownPhaseEnded
+from llmkg_otel.events import LifecycleChanged, ShutdownPhaseEnded
 from llmkg_otel.shutdown.calls import ActiveCalls
 from llmkg_otel.shutdown.report import CancelledCall, PhaseReport, ShutdownReport
 from llmkg_otel.shutdown.sequence import Drainable, Lifecycle, LifecycleState, ShutdownSequence
@@ -19,40 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PHASES = ["lame_duck", "draining", "cleaning_up", "flushing"]
-
-
-class Seen(list[Event]):
-    def on_event(self, event: Event) -> None:
-        self.append(event)
-
-
-class Time:
-    """A clock whose sleepers wake when the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now + seconds, woken))
-        await woken
-
-    async def advance(self, seconds: float) -> None:
-        await settle()
-        self.now += seconds
-        for due, woken in self._sleepers:
-            if due <= self.now and not woken.done():
-                woken.set_result(None)
-        await settle()
-
-
-async def settle() -> None:
-    for _ in range(12):
-        await asyncio.sleep(0)
 
 
 class Calls:
