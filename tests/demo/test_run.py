@@ -10,6 +10,7 @@ from llmkg_otel.demo import run
 if TYPE_CHECKING:
     from pathlib import Path
 
+
 @pytest.mark.timeout(120)
 def test_the_demo_balances_its_books_and_prints_nothing_but_json(
     capsys: pytest.CaptureFixture[str],

@@ -1,0 +1,174 @@
+"""JSON log lines: complete, off the request path, and bounded."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import trace
+
+from llmkg_otel.telemetry.logs import QUEUE_SIZE, JsonLogs, correlation_id
+from llmkg_otel.telemetry.records import EVENT_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmkg_otel.system import ProductionSystem
+    from llmkg_otel.testing import CapturedTelemetry
+
+BURST = 20_000
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in stream.getvalue().split("\n") if line]
+
+
+def logged(write: Callable[[logging.Logger], object], level: str = "info") -> list[dict[str, Any]]:
+    stream = io.StringIO()
+    with JsonLogs(level, stream):
+        write(logging.getLogger("some.library"))
+    return lines(stream)
+
+
+class BlockedStream(io.StringIO):
+    """A terminal that nobody reads: the first write blocks until `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocked, self.go = threading.Event(), threading.Event()
+
+    def write(self, text: str, /) -> int:
+        self.blocked.set()
+        self.go.wait(20)
+        return super().write(text)
+
+
+def test_a_line_has_time_level_logger_message_and_the_records_own_attributes() -> None:
+    def write(logger: logging.Logger) -> None:
+        logger.warning("%s\nof %d", "two lines", 2, extra={"size": 3, EVENT_NAME: "it.happened"})
+
+    (line,) = logged(write)
+    assert line.pop("timestamp").endswith("+00:00")
+    assert line == {
+        "level": "warning",
+        "logger": "some.library",
+        "message": "two lines\nof 2",
+        "event": "it.happened",
+        "size": 3,
+    }
+
+
+def test_an_exception_is_there_with_its_traceback() -> None:
+    def write(logger: logging.Logger) -> None:
+        try:
+            int("lost")
+        except ValueError:
+            logger.exception("failed")
+
+    (line,) = logged(write)
+    assert line["exception"].startswith("Traceback")
+    assert line["exception"].endswith("base 10: 'lost'\n")
+    assert "exception" not in logged(lambda logger: logger.error("failed", exc_info=True))[0]  # noqa: LOG014 - on purpose
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [math.nan], {1, 2}, {(1,): 2}, object(), "\u2028 ünï"])
+def test_whatever_an_attribute_is_the_line_is_valid_json(value: object) -> None:
+    (line,) = logged(lambda logger: logger.info("odd", extra={"value": value}))
+    assert line["message"] == "odd"
+    assert line["value"] == value if isinstance(value, str) else isinstance(line["value"], str)
+
+
+async def test_inside_a_call_a_line_has_its_operation_and_ids(
+    system: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    stream = io.StringIO()
+    logger = logging.getLogger("engine")
+    with JsonLogs("info", stream):
+        for given in (None, "correlated-1"):
+            await system.execute_protected_operation(
+                "op", lambda: logger.info("working"), correlation_id=given
+            )
+        logger.info("outside")
+    own, given_line, outside = [line for line in lines(stream) if line["logger"] == "engine"]
+    for line, span in zip((own, given_line), telemetry.spans("op"), strict=True):
+        assert span.context is not None
+        assert line["trace_id"] == trace.format_trace_id(span.context.trace_id)
+        assert line["span_id"] == trace.format_span_id(span.context.span_id)
+        assert line["operation"] == "op"
+    assert own["correlation_id"] == own["trace_id"]
+    assert given_line["correlation_id"] == "correlated-1"
+    assert not {"trace_id", "span_id", "correlation_id", "operation"} & set(outside)
+    assert correlation_id() is None
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_the_level_is_respected(level: str, expected: list[str]) -> None:
+    def write(logger: logging.Logger) -> None:
+        for name in ("debug", "info", "warning", "error"):
+            getattr(logger, name)("said")
+
+    assert [line["level"] for line in logged(write, level)] == expected
+
+
+def test_afterwards_the_root_logger_is_as_it_was() -> None:
+    root = logging.getLogger()
+    stream, kept = logging.StreamHandler(io.StringIO()), logging.NullHandler()
+    root.addHandler(stream)
+    root.addHandler(kept)
+    before = (set(root.handlers), root.level)
+    with JsonLogs("debug", io.StringIO()):
+        assert stream not in root.handlers
+        assert kept in root.handlers
+        assert root.level == logging.DEBUG
+    assert (set(root.handlers), root.level) == before
+    root.removeHandler(stream)
+    root.removeHandler(kept)
+
+
+def test_a_stream_that_blocks_blocks_no_caller_and_what_did_not_fit_is_counted() -> None:
+    stream = BlockedStream()
+    logger = logging.getLogger("burst")
+    with JsonLogs("info", stream) as logs:
+        logger.info("first")
+        assert stream.blocked.wait(20)
+        for number in range(BURST):
+            logger.info("line %d", number)
+        assert logs.dropped == BURST - QUEUE_SIZE
+        stream.go.set()
+    messages = [line["message"] for line in lines(stream)]
+    assert messages[:2] == ["first", "line 0"]
+    assert messages[-1] == f"{BURST - QUEUE_SIZE} log records were dropped"
+    assert len(messages) == 1 + QUEUE_SIZE + 1
+
+
+def test_the_end_does_not_wait_for_a_stream_that_stays_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmkg_otel.telemetry.logs.STOP_SECONDS", 0.05)
+    stream = BlockedStream()
+    ended = threading.Event()
+
+    def use() -> None:
+        with JsonLogs("info", stream):
+            for _ in range(QUEUE_SIZE + 2):
+                logging.getLogger("burst").info("line")
+        ended.set()
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    assert ended.wait(15)
+    stream.go.set()
+    thread.join()
