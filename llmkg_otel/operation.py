@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from llmkg_otel.config import OperationConfig
-from llmkg_otel.errors import InvalidInputError
+from llmkg_otel.errors import ConfigurationError, InvalidInputError
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.token_bucket import TokenBucket
 from llmkg_otel.recovery.breaker import CircuitBreaker
@@ -107,8 +107,13 @@ class Operations:
         return self._by_name.get(name) or self._add(name, OperationConfig())
 
     def configure(self, name: str, config: OperationConfig) -> None:
-        """Give an operation its own policies from now on."""
-        self._add(name, config).configure(config, self._config)
+        """Give an operation its own policies from now on; raise ConfigurationError past the bound."""
+        operation = self._add(name, config)
+        if operation.name != name:
+            raise ConfigurationError(
+                f"operation {name!r}: {MAX_OPERATIONS} operations exist already, it shares those of {OTHER}"
+            )
+        operation.configure(config, self._config)
 
     def pools(self) -> tuple[PermitPool, ...]:
         """Return the common pool, and the bulkheads of operations that have one."""

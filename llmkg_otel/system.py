@@ -117,7 +117,8 @@ class ProductionSystem:
         await self.health.start()
         await self.health.run_once()
         self._sequence.register("health", self.health.stop)
-        self.lifecycle.advance("serving")
+        if self.lifecycle.state == "starting":  # else a shutdown has begun meanwhile
+            self.lifecycle.advance("serving")
 
     async def shutdown(self) -> ShutdownReport:
         """Shut down gracefully: lame duck, drain, clean up, flush. Calling it again gives the same report."""

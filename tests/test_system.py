@@ -287,3 +287,32 @@ def test_the_log_level_is_that_of_the_configuration(
 def test_uptime_grows(system: ProductionSystem) -> None:
     earlier = system.uptime
     assert 0 < earlier < system.uptime
+
+
+def test_an_operation_past_the_bound_cannot_be_configured_in_everybodys_name(
+    system: ProductionSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkg_otel.operation.MAX_OPERATIONS", 1)
+    system.configure_operation("first", OperationConfig(timeout=1))
+    system.configure_operation("first", OperationConfig(timeout=2))
+    with pytest.raises(ConfigurationError, match="'second': 1 operations exist already"):
+        system.configure_operation("second", OperationConfig(timeout=3))
+
+
+async def test_a_shutdown_that_overtakes_the_start_wins(system: ProductionSystem) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow_check() -> None:
+        begun.set()
+        await go_on.wait()
+
+    system.register_health_check("slow", slow_check)
+    starting = asyncio.create_task(system.start())
+    await begun.wait()
+    stopping = asyncio.create_task(system.shutdown())
+    while system.lifecycle.state == "starting":
+        await asyncio.sleep(0)
+    go_on.set()
+    await starting
+    await stopping
+    assert system.lifecycle.state == "stopped"

@@ -51,6 +51,7 @@ class TelemetryObserver:
         self._attributes: dict[str, dict[str, str]] = {}
         self._opened_by: dict[str, SpanContext] = {}
         self._shutdown_span: Span | None = None
+        self._failed_hooks: set[tuple[str, str]] = set()
 
     def call_started(self, call: Call) -> None:
         """Open the call's span and make it current, or adopt the span that covers the call already."""
@@ -180,11 +181,13 @@ class TelemetryObserver:
             self._hook_failed("call_ended", problem)
 
     def _hook_failed(self, hook: str, problem: Exception) -> None:
-        """Count an error in telemetry; when even that fails, there is nobody left to tell but the log."""
+        """Count an error in telemetry, and log the first of its kind: the next call may bring the same."""
         kind = error_type(problem)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # when counting fails too, only the log is left
             self._instruments.hook_errors.add(1, {"hook": hook, semconv.ERROR_TYPE: kind})
-        _log.warning("telemetry hook %s failed", hook, exc_info=problem)
+        if (hook, kind) not in self._failed_hooks:
+            self._failed_hooks.add((hook, kind))
+            _log.warning("telemetry hook %s failed; further ones are counted", hook, exc_info=problem)
 
 
 def _set_error(span: Span, error: BaseException, kind: str) -> None:
