@@ -19,7 +19,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from llmkg_otel.errors import CircuitOpenError, LlmkgOtelError, RejectedError, error_type
+from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, RejectedError, error_type
 from llmkg_otel.events import BreakerTransitioned, Event, LifecycleChanged, ShutdownPhaseEnded
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import Instruments
@@ -191,7 +191,7 @@ class TelemetryObserver:
 
 
 def _set_error(span: Span, error: BaseException, kind: str) -> None:
-    """Set status and error.type. Only our own messages are told: others may quote the user's data."""
-    told = str(error) if isinstance(error, LlmkgOtelError) else kind
+    """Set status and error.type. Only refusals and timeouts are told in words: others may quote data."""
+    told = str(error) if isinstance(error, RejectedError | OperationTimeoutError) else kind
     span.set_status(Status(StatusCode.ERROR, told))
     span.set_attribute(semconv.ERROR_TYPE, kind)
