@@ -52,7 +52,6 @@ class Pipeline:
         resources: Resources,
         max_wait: float,
         observer: CallObserver,
-        caller_errors: tuple[type[Exception], ...] = (),
     ) -> None:
         self._calls = calls
         self._rates = rates
@@ -60,7 +59,7 @@ class Pipeline:
         self._max_wait = max_wait
         self._observer = observer
         self._watch: Watch | None = None
-        self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError, *caller_errors)
+        self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
 
     async def run(self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T]) -> T:
         """Run a call of `op`; `body` is a coroutine function, or a sync one, which gets a thread."""

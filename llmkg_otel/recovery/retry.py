@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
@@ -87,10 +87,8 @@ class Retry:
         try:
             retrying = AsyncRetrying(sleep=self._sleep, **run.rules)
             return run.done(cast("T", await retrying(run.replay_async, attempt)))
-        except CircuitOpenError:
-            if run.attempted:
-                raise
-            raise run.failure from None
+        except CircuitOpenError as refused:
+            run.raise_last(refused)
         finally:
             run.close()
 
@@ -106,10 +104,8 @@ class Retry:
         try:
             retrying = Retrying(sleep=self._sleep_sync, **run.rules)
             return run.done(cast("T", retrying(run.replay, attempt)))
-        except CircuitOpenError:
-            if run.attempted:
-                raise
-            raise run.failure from None
+        except CircuitOpenError as refused:
+            run.raise_last(refused)
         finally:
             run.close()
 
@@ -141,10 +137,11 @@ class _Run:
             "reraise": True,
         }
 
-    @property
-    def attempted(self) -> bool:
-        """Whether the engine was called since the last failure that was to be retried."""
-        return self._call.attempts > self._attempts
+    def raise_last(self, refused: CircuitOpenError) -> NoReturn:
+        """Raise what ended the call: the refusal, if the attempt itself raised it, else the last failure."""
+        if self._call.attempts > self._attempts:  # the engine was called since, and its code refused
+            raise refused
+        raise self.failure from None
 
     def replay(self, attempt: Callable[[], T]) -> T:
         if (failure := self._pending) is not None:
