@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["in_daemon_thread"]
+__all__ = ["in_daemon_thread", "run_in_daemon_thread"]
 
 T = TypeVar("T")
 
@@ -38,3 +39,11 @@ def in_daemon_thread(function: Callable[[], T], name: str) -> Future[T]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+async def run_in_daemon_thread(function: Callable[[], T], name: str) -> T:
+    """Await `function`, run as `in_daemon_thread` does; cancelling leaves the thread to itself.
+
+    What asyncio.to_thread starts, `asyncio.run` waits for at its end, however long it hangs.
+    """
+    return await asyncio.wrap_future(in_daemon_thread(function, name))

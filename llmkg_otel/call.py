@@ -11,6 +11,7 @@ from llmkg_otel.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Future
 
 __all__ = ["Call", "current_call", "is_correlation_id", "remaining_time"]
 
@@ -26,14 +27,17 @@ class Call:
     """The state of one protected call; made by the pipeline, seen by policies and the observer.
 
     `started` and `deadline` are seconds of the monotonic clock. `attempts` counts times the engine was
-    called. `span_owner` False means that an MCP or database span around the call is enriched instead of
-    opening one. `task` is the task it runs in, None in a thread. `span` and `scope` are the observer's.
+    called. `ended` is True once the outcome is decided: what the call started and still runs is on its
+    own. `task` is the task it runs in, None in a thread; `thread` is the outcome of the thread that runs
+    a sync operation for it, if one does. `span_owner` False means that an MCP or database span around
+    the call is enriched instead of opening one. `span` and `scope` are the observer's.
     """
 
     __slots__ = (
         "attempts",
         "correlation_id",
         "deadline",
+        "ended",
         "nested",
         "operation",
         "scope",
@@ -41,6 +45,7 @@ class Call:
         "span_owner",
         "started",
         "task",
+        "thread",
         "timeout",
         "user_id",
     )
@@ -57,6 +62,8 @@ class Call:
         if correlation_id is not None and not is_correlation_id(correlation_id):
             raise InvalidInputError("a correlation id has 8 to 64 letters, digits, dots, dashes, underscores")
         parent = _current.get()
+        if parent is not None and parent.ended:
+            parent = None
         self.operation = operation
         self.timeout = timeout
         self.started = now = time.monotonic()
@@ -70,13 +77,21 @@ class Call:
             self.correlation_id = correlation_id or parent.correlation_id
         self.span_owner = span_owner
         self.attempts = 0
+        self.ended: bool = False
         self.span: Any = None
         self.scope: Any = None
         self.task: asyncio.Task[Any] | None = None
+        self.thread: Future[Any] | None = None
 
     def remaining(self) -> float:
-        """Return the seconds left until the deadline; negative once it has passed."""
-        return self.deadline - time.monotonic()
+        """Return the seconds until the deadline; none or less once it, or the end of the call, has passed."""
+        left = self.deadline - time.monotonic()
+        return min(left, 0.0) if self.ended else left
+
+    @property
+    def left_a_thread(self) -> bool:
+        """Whether a sync operation that was given up (timed out, cancelled) still runs in its thread."""
+        return self.thread is not None and not self.thread.done()
 
 
 _current: ContextVar[Call | None] = ContextVar("llmkg_call", default=None)
@@ -85,11 +100,17 @@ leave = _current.reset
 
 
 def current_call() -> Call | None:
-    """Return the protected call that this code runs in, also in threads the layer started; else None."""
+    """Return the protected call that this code runs in, or that started it; None outside of any.
+
+    Threads and tasks that a call leaves behind still see it, `ended`.
+    """
     return _current.get()
 
 
 def remaining_time() -> float | None:
-    """Return the seconds an operation has left before its deadline, or None outside a protected call."""
+    """Return the seconds an operation has left before its deadline, or None outside a protected call.
+
+    Zero or less once nobody waits for it any more.
+    """
     call = _current.get()
     return None if call is None else call.remaining()

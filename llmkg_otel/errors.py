@@ -15,6 +15,7 @@ __all__ = [
     "RateLimitedError",
     "RejectedError",
     "ResourceExhaustedError",
+    "ResponseTooLargeError",
     "ShuttingDownError",
     "error_type",
 ]
@@ -25,6 +26,9 @@ class LlmkgOtelError(Exception):
 
     reason: ClassVar[str] = "_OTHER"
     """The value of `error.type`, from a closed set (TELEMETRY contract)."""
+
+    blames_engine: ClassVar[bool] = False
+    """Whether it tells of a failing engine, as the engine's own exceptions do: breakers count only those."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as every transport carries it: MCP error data and problem+json."""
@@ -105,6 +109,7 @@ class OperationTimeoutError(LlmkgOtelError, TimeoutError):
     """
 
     reason = "deadline_exceeded"
+    blames_engine = True
 
     def __init__(self, operation: str, kind: Literal["deadline", "attempt"], seconds: float) -> None:
         what = "its total deadline" if kind == "deadline" else "the time allowed for one attempt"
@@ -134,6 +139,12 @@ class InvalidInputError(LlmkgOtelError, ValueError):
     """The caller's argument is wrong: never retried, and never held against the engine."""
 
     reason = "invalid_input"
+
+
+class ResponseTooLargeError(LlmkgOtelError):
+    """The operation was carried out, but its answer is larger than may be sent: ask for less."""
+
+    reason = "response_too_large"
 
 
 def error_type(error: BaseException) -> str:

@@ -14,18 +14,19 @@ import asyncio
 import inspect
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from llmkg_otel import call as current
 from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel._watch import Watch
-from llmkg_otel.errors import InvalidInputError, OperationTimeoutError
+from llmkg_otel.errors import InvalidInputError, LlmkgOtelError, OperationTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
+    from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
     from llmkg_otel.operation import Operation
@@ -63,7 +64,7 @@ class Pipeline:
 
     async def run(self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T]) -> T:
         """Run a call of `op`; `body` is a coroutine function, or a sync one, which gets a thread."""
-        target = cast("Callable[[], Awaitable[T]]", body) if _is_async(body) else partial(_in_thread, body)
+        target = body if _is_async(body) else partial(_in_thread, call, body)
         call.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
         error: BaseException | None = None
         token = current.enter(call)
@@ -86,8 +87,11 @@ class Pipeline:
                     again = partial(self._attempt, op, call, task, target)
                     return await op.retry.resume(call, failure, again, self.caller_errors)
             finally:
-                for pool in pools[:held]:
-                    pool.release()
+                call.ended = True
+                if call.thread is None:
+                    _give_back(pools[:held])
+                else:
+                    call.thread.add_done_callback(partial(_give_back, pools[:held]))
                 self._calls.leave(call)
         except BaseException as raised:
             error = raised
@@ -124,8 +128,8 @@ class Pipeline:
                     again = partial(self._attempt_sync, op, call, body)
                     return op.retry.resume_sync(call, failure, again, self.caller_errors)
             finally:
-                for pool in pools[:held]:
-                    pool.release()
+                call.ended = True
+                _give_back(pools[:held])
                 self._calls.leave(call)
         except BaseException as raised:
             error = raised
@@ -193,10 +197,20 @@ class Pipeline:
         return result
 
     def _report(self, op: Operation, ticket: Ticket, error: BaseException) -> None:
-        if isinstance(error, Exception) and not isinstance(error, self.caller_errors):
+        if self._blames_engine(error):
             op.breaker.failed(ticket, error)
         else:
             op.breaker.ignored(ticket)
+
+    def _blames_engine(self, error: BaseException) -> TypeGuard[Exception]:
+        if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
+            return False
+        return not isinstance(error, LlmkgOtelError) or error.blames_engine
+
+
+def _give_back(pools: tuple[PermitPool, ...], _thread: object = None) -> None:
+    for pool in pools:
+        pool.release()
 
 
 def _time_left(op: Operation, call: Call) -> float:
@@ -213,17 +227,18 @@ def _timeout(op: Operation, call: Call, seconds: float) -> OperationTimeoutError
     return OperationTimeoutError(op.name, "attempt", seconds)
 
 
-def _is_async(body: Callable[..., Any]) -> bool:
+def _is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awaitable[T]]]:
     code = getattr(body, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
     if code is not None:
         return bool(code.co_flags & inspect.CO_COROUTINE)
     return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(getattr(body, "__call__", None))  # noqa: B004 - not a test for callable
 
 
-async def _in_thread(body: Callable[[], Any]) -> Any:
+async def _in_thread(call: Call, body: Callable[[], Any]) -> Any:
     """Run a sync callable in a worker thread, with the caller's context; await what it returns, if need be.
 
-    A cancelled or timed-out call leaves its thread to finish: Python has no way to stop it.
+    A cancelled or timed-out call leaves its thread to finish: Python has no way to stop it. Until then
+    the call's permits stay taken, and it is not retried: a hung engine would get ever more threads.
     """
 
     def outcome() -> tuple[Any, BaseException | None]:
@@ -232,7 +247,8 @@ async def _in_thread(body: Callable[[], Any]) -> Any:
         except BaseException as error:  # noqa: BLE001 - a future would not carry every one as it is
             return None, error
 
-    result, error = await asyncio.wrap_future(in_daemon_thread(outcome, "llmkg-operation"))
+    call.thread = in_daemon_thread(outcome, "llmkg-operation")
+    result, error = await asyncio.wrap_future(call.thread)
     if error is not None:
         try:
             raise error

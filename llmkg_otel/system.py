@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -10,6 +9,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
+from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call
 from llmkg_otel.config import OperationConfig, ProductionConfig
@@ -108,15 +108,16 @@ class ProductionSystem:
         """
         if self.lifecycle.state != "starting":
             raise ConfigurationError(f"this system is {self.lifecycle.state}: it can be started only once")
-        self.resources.start()
+        # Each one's end is registered before it begins: a start that fails half-way is cleaned up too.
         self._sequence.register("resources", self.resources.stop)
-        self.alerts.start()
+        self.resources.start()
         self._sequence.register("alerts", self.alerts.stop)
-        await self._heartbeat.start()
+        self.alerts.start()
         self._sequence.register("heartbeat", self._heartbeat.stop)
+        await self._heartbeat.start()
+        self._sequence.register("health", self.health.stop)
         await self.health.start()
         await self.health.run_once()
-        self._sequence.register("health", self.health.stop)
         if self.lifecycle.state == "starting":  # else a shutdown has begun meanwhile
             self.lifecycle.advance("serving")
 
@@ -129,7 +130,12 @@ class ProductionSystem:
         self._sequence.force()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:  # also a cancellation: `async with` does not call __aexit__ then
+            self.force_shutdown()
+            await self.shutdown()
+            raise
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -253,7 +259,7 @@ class ProductionSystem:
 
         Keys: health, resources, rate_limits, error_recovery, system_metrics, shutdown, performance, alerts.
         """
-        return await asyncio.to_thread(self.read_status)
+        return await run_in_daemon_thread(self.read_status, "llmkg-status")
 
     def read_status(self) -> dict[str, Any]:
         """Do what `get_system_status` does, in the calling thread."""
@@ -295,7 +301,7 @@ class ProductionSystem:
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
         self._observer.shutdown_counted(self.calls.counts)
-        return await asyncio.to_thread(self.telemetry.close, timeout)
+        return await run_in_daemon_thread(functools.partial(self.telemetry.close, timeout), "llmkg-flush")
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from support.engines import StubEngine
 
 from llmkg_otel.config import AlertingConfig, ProductionConfig, RetryConfig, ShutdownConfig
 from llmkg_otel.system import ProductionSystem
@@ -26,19 +27,6 @@ QUICK = {
         flush_timeout_seconds=2,
     ),
 }
-
-
-class StubEngine:
-    """Answers pings, and notes that it was closed."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-
-    async def ping(self) -> None:
-        """Answer."""
-
-    async def aclose(self) -> None:
-        self.closed += 1
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from support.calls import (
     asynchronous,
     everything_given_back,
     exits,
+    join_operations,
 )
 
 from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, ResourceLimits, RetryConfig
@@ -111,6 +112,7 @@ async def waits_in_a_thread(system: ProductionSystem) -> None:
         await system.execute_protected_operation("op", ended.wait)
     finally:
         ended.set()
+        join_operations()
 
 
 async def waits_in_a_nested_call(system: ProductionSystem) -> None:

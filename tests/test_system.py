@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
 from support.calls import asynchronous, exits, in_a_thread, in_the_calling_thread
+from support.engines import StubEngine
 
 from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RateLimitRule, RetryConfig
 from llmkg_otel.errors import ConfigurationError, InvalidInputError, ShuttingDownError
@@ -317,3 +318,44 @@ async def test_a_shutdown_that_overtakes_the_start_wins(system: ProductionSystem
     await starting
     await stopping
     assert system.lifecycle.state == "stopped"
+
+
+async def test_a_start_that_fails_half_way_is_cleaned_up(make_system: MakeSystem) -> None:
+    engine = StubEngine()
+    system = make_system(engine)
+
+    async def fails() -> None:
+        raise OSError("no heartbeat today")
+
+    system._heartbeat.start = fails  # type: ignore[method-assign]
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match="no heartbeat"):
+        async with system:
+            pass
+    assert (system.closed, engine.closed) == (True, 1)
+    assert set(threading.enumerate()) <= before
+
+
+async def test_a_start_that_is_cancelled_is_cleaned_up(make_system: MakeSystem) -> None:
+    pinged = asyncio.Event()
+
+    class Slow(StubEngine):
+        async def ping(self) -> None:
+            pinged.set()
+            await asyncio.Event().wait()
+
+    engine = Slow()
+    system = make_system(engine)
+
+    async def use() -> None:
+        async with system:
+            pass
+
+    before = set(threading.enumerate())
+    task = asyncio.create_task(use())
+    await pinged.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (system.closed, engine.closed) == (True, 1)
+    assert set(threading.enumerate()) <= before

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.engine._rows import index_text, newest
 from llmkg_otel.engine._schema import open_reader, open_writer
 from llmkg_otel.errors import LlmkgOtelError
@@ -32,6 +33,8 @@ STEPS = 100_000
 
 class EngineBusyError(LlmkgOtelError):
     """Another process held the file's write lock for too long; nothing was stored, trying again is safe."""
+
+    blames_engine = True
 
     reason = "engine_busy"
 
@@ -88,7 +91,7 @@ class Lane:
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await run_in_daemon_thread(thread.join, "llmkg-engine-close")
 
 
 def read(path: Path, jobs: Jobs) -> None:

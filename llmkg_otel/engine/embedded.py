@@ -44,6 +44,7 @@ class EngineClosedError(LlmkgOtelError):
     """The engine was closed; the call did not reach it."""
 
     reason = "engine_closed"
+    blames_engine = True
 
 
 class EmbeddedKnowledgeEngine:

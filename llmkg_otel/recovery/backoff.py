@@ -42,12 +42,13 @@ def retry_after_seconds(error: BaseException) -> float:
 def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
     """Say whether the same call may succeed, and may be repeated, after this failure.
 
-    Cancellation and exits are not failures. Our own refusals are final, since whoever refused said when
-    to come back. A timeout leaves the outcome unknown: only an idempotent operation is repeated.
+    Cancellation and exits are not failures. A timeout leaves the outcome unknown: only an idempotent
+    operation is repeated. Errors of this layer that do not blame the engine are final: whoever refused
+    said when to come back, and a wrong argument stays wrong.
     """
     if not isinstance(error, Exception):
         return False
     if isinstance(error, TimeoutError):
         deadline = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
         return idempotent and not deadline
-    return not isinstance(error, LlmkgOtelError)
+    return not isinstance(error, LlmkgOtelError) or error.blames_engine

@@ -170,7 +170,8 @@ class _Run:
         if error is None:
             return False
         retryable = is_retryable(error, idempotent=self._policy.idempotent)
-        if retryable and not self._call.nested and not isinstance(error, self._final):
+        one_attempt = self._call.nested or self._call.left_a_thread
+        if retryable and not one_attempt and not isinstance(error, self._final):
             return True
         if isinstance(error, Exception):
             out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"

@@ -16,7 +16,7 @@ from opentelemetry.trace import Span, format_trace_id, get_current_span
 from pydantic_core import to_json
 
 from llmkg_otel.call import is_correlation_id
-from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, error_type
+from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, ResponseTooLargeError, error_type
 from llmkg_otel.operation import OTHER
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import histogram
@@ -29,7 +29,8 @@ __all__ = ["CORRELATION_KEY", "ProductionMiddleware"]
 CORRELATION_KEY = "llmkg/correlation-id"
 """The key of a request's and an answer's `_meta`; over HTTP, the header `x-correlation-id` too."""
 
-_CALLERS_MISTAKES = (NotFoundError, ValidationError)
+_CALLERS_MISTAKES = (NotFoundError, ValidationError, ToolError)
+"""A ToolError that wraps nothing is a tool's word to its caller, not a failure of the engine."""
 
 
 class ProductionMiddleware(Middleware):
@@ -85,7 +86,8 @@ class ProductionMiddleware(Middleware):
         except Exception as error:  # noqa: BLE001 - every failure is told to the agent in one shape
             attributes[semconv.ERROR_TYPE] = error_type(error)
             result = _error_result(error)
-        result.meta = {**(result.meta or {}), CORRELATION_KEY: correlation or _trace_id(span)}
+        if told := correlation or _trace_id(span):
+            result.meta = {**(result.meta or {}), CORRELATION_KEY: told}
         return result
 
     async def _protect(
@@ -96,36 +98,36 @@ class ProductionMiddleware(Middleware):
         correlation: str | None,
     ) -> ToolResult:
         async def attempt() -> ToolResult:
-            with suppress_fastmcp_telemetry():
-                try:
-                    result = await call_next(context)
-                except ToolError as wrapped:
-                    # FastMCP wraps what a tool raises; the policies decide by what was raised.
-                    if isinstance(wrapped.__cause__, Exception):
-                        raise wrapped.__cause__ from None
-                    raise
-            self._check_size(name, "response", result.content, result.structured_content)
-            return cast("ToolResult", result)
-
-        async def sized() -> ToolResult:
-            self._check_size(name, "request", context.message.arguments)
-            return await attempt()
+            self._check_request(name, context.message.arguments)
+            try:
+                with suppress_fastmcp_telemetry():
+                    return self._checked(await call_next(context))
+            except ToolError as wrapped:
+                # FastMCP wraps what a tool raises; the policies decide by what was raised.
+                if isinstance(wrapped.__cause__, Exception):
+                    raise wrapped.__cause__ from None
+                raise
 
         return await self._system.execute_protected_operation(
-            name, sized, user_id=_user(), correlation_id=correlation, enrich_current_span=True
+            name, attempt, user_id=_user(), correlation_id=correlation, enrich_current_span=True
         )
 
-    def _check_size(self, operation: str, what: str, *parts: Any) -> None:
-        limits = self._system.config.resources
-        limit = limits.max_request_size_bytes if what == "request" else limits.max_response_size_bytes
-        size = sum(len(to_json(part)) for part in parts if part)
+    def _check_request(self, operation: str, arguments: object) -> None:
+        size, limit = _size(arguments), self._system.config.resources.max_request_size_bytes
         if size > limit:
             raise ResourceExhaustedError(
-                f"{operation}: the {what} has {size} bytes, {limit} are allowed",
+                f"{operation}: the request has {size} bytes, {limit} are allowed",
                 operation=operation,
-                scope=f"{what}_size",
+                scope="request_size",
                 limit=f"{limit} bytes",
             )
+
+    def _checked(self, result: ToolResult) -> ToolResult:
+        size = _size(result.content, result.structured_content)
+        limit = self._system.config.resources.max_response_size_bytes
+        if size > limit:
+            raise ResponseTooLargeError(f"the answer has {size} bytes, {limit} are allowed: ask for less")
+        return result
 
     async def _is_known(self, name: str, context: MiddlewareContext[Any]) -> bool:
         """Say whether the server has such a tool, so that callers cannot invent metric series."""
@@ -136,6 +138,10 @@ class ProductionMiddleware(Middleware):
             return False
         self._known_tools.add(name)
         return True
+
+
+def _size(*parts: object) -> int:
+    return sum(len(to_json(part)) for part in parts if part)
 
 
 def _error_result(error: Exception) -> ToolResult:
@@ -179,5 +185,6 @@ def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
     return given if isinstance(given, str) and is_correlation_id(given) else None
 
 
-def _trace_id(span: Span) -> str:
-    return format_trace_id(span.get_span_context().trace_id)
+def _trace_id(span: Span) -> str | None:
+    context = span.get_span_context()
+    return format_trace_id(context.trace_id) if context.is_valid else None

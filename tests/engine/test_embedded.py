@@ -589,6 +589,29 @@ async def test_closing_finishes_queued_writes_and_merges_the_log(tmp_path: Path)
         assert (await again.stats()).facts == 50
 
 
+def test_an_engine_that_hangs_while_it_closes_does_not_keep_the_process(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, threading
+from llmkg_otel import EmbeddedKnowledgeEngine
+
+async def main():
+    engine = EmbeddedKnowledgeEngine({str(tmp_path / "k.db")!r})
+    await engine.ping()
+    hung = threading.Event()
+    engine._readers.submit(lambda connection: hung.wait())
+    try:
+        await asyncio.wait_for(engine.aclose(), 0.1)
+    except TimeoutError:
+        print("left")
+
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], timeout=20, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "left\n"), ended.stderr
+
+
 async def test_a_call_after_closing_says_so(tmp_path: Path) -> None:
     engine = EmbeddedKnowledgeEngine(tmp_path / "kg.db")
     await engine.aclose()

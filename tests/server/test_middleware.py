@@ -146,8 +146,32 @@ async def test_an_answer_over_the_limit_is_refused_and_says_so(client: AnyClient
     for number in range(40):
         await client.call_tool("store_fact", {**FACT, "subject": f"a town with a long name, number {number}"})
     result = await client.call_tool("find_facts", {"object": "France"}, raise_on_error=False)
-    assert told(result)["scope"] == "response_size"
+    assert told(result)["code"] == "response_too_large"
+    assert "4000 are allowed" in told(result)["message"]
     assert not (await client.call_tool("find_facts", {"object": "France", "limit": 3})).is_error
+
+
+async def test_callers_whose_requests_are_too_large_close_the_door_to_nobody_else(client: AnyClient) -> None:
+    large = {"text": "x" * 3000}
+    for _ in range(12):
+        assert (
+            told(await client.call_tool("store_knowledge", large, raise_on_error=False))["scope"]
+            == "request_size"
+        )
+    assert not (await client.call_tool("store_knowledge", {"text": "short"})).is_error
+
+
+async def test_a_tools_word_to_its_caller_is_said_once_and_closes_no_door(
+    tools: Tools, telemetry: CapturedTelemetry
+) -> None:
+    tools.failures = [ToolError("ask differently") for _ in range(12)]
+    tools.server.add_middleware(ProductionMiddleware(system_of(None, telemetry)))
+    async with Client(tools.server) as client:
+        for _ in range(12):
+            result = await client.call_tool("work", raise_on_error=False)
+            assert told(result) == {"code": "tool_error", "message": "ask differently"}
+        assert (await client.call_tool("work")).data == "done"
+    assert tools.calls == 13
 
 
 async def test_a_tool_nobody_has_makes_no_series_of_its_own(

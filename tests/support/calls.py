@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -130,3 +131,10 @@ def exits(error: BaseException) -> Step:
         raise error
 
     return step
+
+
+def join_operations() -> None:
+    """Wait for the threads of sync operations that calls have left behind."""
+    for thread in threading.enumerate():
+        if thread.name == "llmkg-operation":
+            thread.join()
