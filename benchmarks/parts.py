@@ -82,7 +82,7 @@ def policy_parts(system: ProductionSystem, op: Operation) -> dict[str, Callable[
         pool.release()
 
     def circuit() -> None:
-        breaker.succeeded(breaker.admit(), first=True)
+        breaker.succeeded(breaker.admit_sync(), first=True)
 
     def tracked() -> None:
         active.enter(call)

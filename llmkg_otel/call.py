@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from contextvars import ContextVar
@@ -26,11 +27,12 @@ def is_correlation_id(text: str) -> bool:
 class Call:
     """The state of one protected call; made by the pipeline, seen by policies and the observer.
 
-    `started` and `deadline` are seconds of the monotonic clock. `attempts` counts times the engine was
-    called. `ended` is True once the outcome is decided: what the call started and still runs is on its
-    own. `task` is the task it runs in, None in a thread; `thread` is the outcome of the thread that runs
-    a sync operation for it, if one does. `span_owner` False means that an MCP or database span around
-    the call is enriched instead of opening one. `span` and `scope` are the observer's.
+    `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller allowed
+    less time than the operation may take. `attempts` counts times the engine was called. `ended` is True
+    once the outcome is decided: what the call started and still runs is on its own. `task` is the task it
+    runs in, None in a thread; `thread` is the outcome of the thread that runs a sync operation for it, if
+    one does. `span_owner` False means that an MCP or database span around the call is enriched instead
+    of opening one. `span` and `scope` are the observer's.
     """
 
     __slots__ = (
@@ -38,6 +40,7 @@ class Call:
         "correlation_id",
         "deadline",
         "ended",
+        "hurried",
         "nested",
         "operation",
         "scope",
@@ -57,22 +60,27 @@ class Call:
         user_id: str | None = None,
         correlation_id: str | None = None,
         *,
+        allowed: float | None = None,
         span_owner: bool = True,
     ) -> None:
+        if allowed is not None and not 0 < allowed < math.inf:
+            raise InvalidInputError(f"timeout = {allowed!r}: should be a number of seconds above 0")
         if correlation_id is not None and not is_correlation_id(correlation_id):
             raise InvalidInputError("a correlation id has 8 to 64 letters, digits, dots, dashes, underscores")
         parent = _current.get()
         if parent is not None and parent.ended:
             parent = None
         self.operation = operation
-        self.timeout = timeout
+        self.hurried = allowed is not None and allowed < timeout
+        self.timeout = timeout = min(timeout, allowed) if allowed is not None else timeout
         self.started = now = time.monotonic()
         self.deadline = now + timeout
         self.nested = parent is not None
         self.user_id = user_id
         self.correlation_id = correlation_id
         if parent is not None:
-            self.deadline = min(self.deadline, parent.deadline)
+            if parent.deadline < self.deadline:
+                self.deadline, self.hurried = parent.deadline, True
             self.user_id = user_id or parent.user_id
             self.correlation_id = correlation_id or parent.correlation_id
         self.span_owner = span_owner

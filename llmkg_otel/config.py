@@ -7,14 +7,25 @@ timedelta; whatever is new says its unit in its name.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmkg_otel._config_sources import CheckedModelMeta, file_source, ordered_sources, parse_rate
+from llmkg_otel._config_types import (
+    Count,
+    ExceptionTypes,
+    Fraction,
+    Milliseconds,
+    Pause,
+    Port,
+    Seconds,
+    Share,
+    TokenPairs,
+    WindowSize,
+)
 
 __all__ = [
     "AlertingConfig",
@@ -33,18 +44,6 @@ __all__ = [
 ]
 
 
-def _seconds(value: object) -> object:
-    return value.total_seconds() if isinstance(value, timedelta) else value
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=1e9, allow_inf_nan=False)]
-"""30 years at most: threads cannot wait for ever longer times."""
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=10**15)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
 class Section(BaseModel, metaclass=CheckedModelMeta):
     """A frozen group of options; building one with a bad value raises ConfigurationError."""
 
@@ -56,7 +55,9 @@ class RetryConfig(Section):
 
     The delay before retry n (n = 1, 2, ...) is drawn evenly from [(1 - jitter_factor) * d, d] with
     d = min(max_delay_ms, base_delay_ms * backoff_multiplier ** (n - 1)). A jitter_factor of 1 is AWS's
-    "full jitter". `max_retries` counts retries, not attempts: 0 means one attempt.
+    "full jitter". `max_retries` counts retries, not attempts: 0 means one attempt. Failures of
+    `retryable_exceptions` are tried again, less those of `excluded_exceptions`: classes, or their names
+    ("ConnectionError", "httpx.TransportError"); subclasses count.
     """
 
     max_retries: int = Field(default=3, ge=0, le=100)
@@ -64,6 +65,8 @@ class RetryConfig(Section):
     max_delay_ms: Milliseconds = 5000.0
     backoff_multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False)
     jitter_factor: Fraction = 0.1
+    retryable_exceptions: ExceptionTypes = Field(default_factory=lambda: (Exception,))
+    excluded_exceptions: ExceptionTypes = ()
 
     @model_validator(mode="after")
     def _max_is_not_below_base(self) -> Self:
@@ -75,17 +78,53 @@ class RetryConfig(Section):
 class CircuitBreakerConfig(Section):
     """When an operation's circuit opens, and how it closes again.
 
-    `failure_threshold` consecutive failures open it. After `recovery_timeout` (seconds) at most
-    `half_open_max_probes` calls at a time are let through; `success_threshold` successes close it and
-    one failure opens it again. `timeout` (seconds) bounds each attempt and counts as a failure.
+    `failure_threshold` consecutive failures open it. So do `failure_rate_threshold` and
+    `slow_call_rate_threshold` (fractions, 0 to 1; None: not looked at) of the attempts in a sliding
+    window, the last `sliding_window_calls` or those of the last `sliding_window_seconds`, once it holds
+    `minimum_calls`. An attempt is slow if it took `slow_call_seconds` or longer, whatever its outcome.
+
+    After `recovery_timeout` (seconds) the circuit is half open: at most `half_open_max_probes` calls
+    are let through (None: as many as `success_threshold`); so many successes close it, and one failure
+    opens it again. `timeout` (seconds) bounds each attempt and counts as a failure. Exceptions of
+    `excluded_exceptions`, classes or their names, are neither success nor failure.
     """
 
     enabled: bool = True
     failure_threshold: Count = 5
+    failure_rate_threshold: Share | None = None
+    slow_call_rate_threshold: Share | None = None
+    slow_call_seconds: Seconds = 5.0
+    sliding_window_calls: WindowSize | None = None
+    sliding_window_seconds: Annotated[Seconds, Field(le=86_400)] | None = None
+    minimum_calls: Count = 10
     recovery_timeout: Seconds = 60.0
     success_threshold: Count = 3
     timeout: Seconds = 10.0
-    half_open_max_probes: Count = 1
+    half_open_max_probes: Count | None = None
+    excluded_exceptions: ExceptionTypes = ()
+
+    @model_validator(mode="after")
+    def _thresholds_can_be_met(self) -> Self:
+        probes = self.half_open_max_probes
+        if probes is not None and self.success_threshold > probes:
+            raise ValueError(f"success_threshold must be at most half_open_max_probes ({probes})")
+        if self.sliding_window_calls is not None and self.sliding_window_seconds is not None:
+            raise ValueError("sliding_window_calls and sliding_window_seconds exclude each other")
+        if self.sliding_window_seconds is None and self.minimum_calls > self.window_calls:
+            raise ValueError(f"minimum_calls must be at most sliding_window_calls ({self.window_calls})")
+        if self.slow_call_rate_threshold is not None and self.slow_call_seconds >= self.timeout:
+            raise ValueError(f"slow_call_seconds must be below timeout ({self.timeout:g})")
+        return self
+
+    @property
+    def window_calls(self) -> int:
+        """Attempts in the window when it is counted in attempts."""
+        return self.sliding_window_calls or 100
+
+    @property
+    def probes(self) -> int:
+        """Calls that a half-open circuit lets through."""
+        return self.half_open_max_probes or self.success_threshold
 
 
 class RateLimitRule(Section):
@@ -176,9 +215,7 @@ class ShutdownConfig(Section):
     `cleanup_timeout_seconds` each, and telemetry `flush_timeout_seconds`.
     """
 
-    lame_duck_seconds: Annotated[
-        float, BeforeValidator(_seconds), Field(ge=0, le=1e9, allow_inf_nan=False)
-    ] = 5.0
+    lame_duck_seconds: Pause = 5.0
     graceful_timeout_seconds: Seconds = 30.0
     cleanup_timeout_seconds: Seconds = 10.0
     flush_timeout_seconds: Seconds = 5.0
@@ -223,22 +260,6 @@ class ServerConfig(Section):
     audience: str | None = None
     operator_token: SecretStr | None = Field(default=None, min_length=16)
     insecure: bool = False
-
-
-def _token_pairs(value: object) -> object:
-    """Read "name=token,name=token"; a mapping passes through."""
-    if not isinstance(value, str):
-        return value
-    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-    if any(not name.strip() or not token.strip() for name, _, token in pairs):
-        raise ValueError("tokens are written name=token,name=token")
-    names = [name.strip() for name, _, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError("each name may have one token")
-    return {name.strip(): token.strip() for name, _, token in pairs}
-
-
-TokenPairs = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_token_pairs)]
 
 
 class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):

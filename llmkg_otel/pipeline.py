@@ -152,13 +152,14 @@ class Pipeline:
         self, op: Operation, call: Call, task: asyncio.Task[Any], body: Callable[[], Awaitable[T]]
     ) -> T:
         seconds = min(op.attempt_timeout, _time_left(op, call))
-        ticket = op.breaker.admit()
+        ticket = op.breaker.door or await op.breaker.admit()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
         loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
         if watch is None or watch.loop is not loop:
             watch = self._watch = Watch(loop)
-        watch.start(call, time.monotonic() + seconds)
+        started = time.monotonic()
+        watch.start(call, started + seconds)
         try:
             result = await body()
         except BaseException as raised:
@@ -166,7 +167,7 @@ class Pipeline:
             ours = watch.stop(call) and task.uncancel() <= cancelling  # else somebody cancelled from outside
             if ours and isinstance(raised, asyncio.CancelledError):
                 timeout = _timeout(op, call, seconds)
-            self._report(op, ticket, timeout or raised)
+            self._report(op, call, ticket, timeout or raised, started)
             if span is not None:
                 self._observer.attempt_ended(span, timeout or raised)
             if timeout is None:
@@ -174,37 +175,42 @@ class Pipeline:
             raise timeout from None
         if watch.stop(call):
             task.uncancel()
-        op.breaker.succeeded(ticket, first=call.attempts == 1)
+        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
 
     def _attempt_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
         _time_left(op, call)
-        ticket = op.breaker.admit()
+        ticket = op.breaker.door or op.breaker.admit_sync()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
+        started = time.monotonic()
         try:
             result = body()
         except BaseException as raised:
-            self._report(op, ticket, raised)
+            self._report(op, call, ticket, raised, started)
             if span is not None:
                 self._observer.attempt_ended(span, raised)
             raise
-        op.breaker.succeeded(ticket, first=call.attempts == 1)
+        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
 
-    def _report(self, op: Operation, ticket: Ticket, error: BaseException) -> None:
-        if self._blames_engine(error):
-            op.breaker.failed(ticket, error)
+    def _report(
+        self, op: Operation, call: Call, ticket: Ticket, error: BaseException, started: float
+    ) -> None:
+        if self._blames_engine(error, call):
+            op.breaker.failed(ticket, error, started=started)
         else:
             op.breaker.ignored(ticket)
 
-    def _blames_engine(self, error: BaseException) -> TypeGuard[Exception]:
+    def _blames_engine(self, error: BaseException, call: Call) -> TypeGuard[Exception]:
         if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
             return False
+        if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
+            return not call.hurried  # else its caller gave it less time than it is allowed
         return not isinstance(error, LlmkgOtelError) or error.blames_engine
 
 

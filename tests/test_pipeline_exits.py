@@ -51,7 +51,7 @@ def probing(make_system: MakeSystem) -> ProductionSystem:
 
 def half_open(system: ProductionSystem) -> None:
     for op in system.operations:
-        op.breaker.failed(op.breaker.admit(), ConnectionError())
+        op.breaker.failed(op.breaker.admit_sync(), ConnectionError())
 
 
 @pytest.mark.parametrize("path", PATHS)

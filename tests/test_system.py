@@ -136,7 +136,7 @@ async def test_configuring_an_operation_keeps_what_it_has_gathered(system: Produ
     for _ in range(2):
         await asynchronous(system, lambda: None)
     op = system.operations.named("op")
-    op.breaker.failed(op.breaker.admit(), ConnectionError())
+    op.breaker.failed(op.breaker.admit_sync(), ConnectionError())
     op.breaker.force_open()
     assert op.bulkhead is not None
     assert op.bulkhead.try_acquire()

@@ -9,69 +9,44 @@ from __future__ import annotations
 import math
 import threading
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-import pybreaker
+from typing import TYPE_CHECKING
 
 from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
+from llmkg_otel.recovery.circuit import Circuit, Moves
+from llmkg_otel.recovery.fleet import ask, ask_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from llmkg_otel.config import CircuitBreakerConfig
+    from llmkg_otel.recovery.fleet import Fleet, Permission
 
 __all__ = ["CircuitBreaker", "Ticket"]
-
-CLOSED = pybreaker.STATE_CLOSED
-OPEN = pybreaker.STATE_OPEN
-HALF_OPEN = pybreaker.STATE_HALF_OPEN
 
 
 class Ticket:
     """Permission for one attempt; given back exactly once, with its outcome.
 
     `epoch` tells results of an earlier state from those of the present one. A half-open probe is a
-    lease: past `expires_at` another may take its place, should its holder never come back.
+    lease: past `expires_at` another may take its place, should its holder never come back. `token` is
+    the fleet's, if it lent the probe.
     """
 
-    __slots__ = ("epoch", "expires_at")
+    __slots__ = ("epoch", "expires_at", "token")
 
-    def __init__(self, epoch: int, expires_at: float = math.inf) -> None:
+    def __init__(self, epoch: int, expires_at: float = math.inf, token: int | None = None) -> None:
         self.epoch = epoch
         self.expires_at = expires_at
-
-
-Moves = list[tuple[str, str]]
-
-
-class _Transitions(pybreaker.CircuitBreakerListener):
-    """Collects pybreaker's notifications, so that observers hear them after the lock is dropped."""
-
-    def __init__(self) -> None:
-        self.moves: Moves = []
-
-    def state_change(self, _cb: object, old: Any, new: Any) -> None:
-        self.moves.append((_name(old.name), _name(new.name)))
-
-    def taken(self) -> Moves:
-        moves, self.moves = self.moves, []
-        return moves
-
-
-class _TrippedError(Exception):
-    """Stands in for the failure: pybreaker raises what trips it, and would lengthen its traceback."""
-
-
-def _name(state: str) -> str:
-    return state.replace("-", "_")
+        self.token = token
 
 
 class CircuitBreaker:
     """Refuses attempts while an operation keeps failing. For tasks and threads alike.
 
-    `try_admit` before an attempt; then exactly one of `succeeded`, `failed` or `ignored`. Emits
+    `admit` before an attempt; then exactly one of `succeeded`, `failed` or `ignored`. `door` is the
+    ticket that everybody gets, without asking, while nothing holds calls back; else None. With a
+    `fleet` set, probes are asked from it, and what happens here is told to it. Emits
     BreakerTransitioned after each change of state, outside the lock. Times are of the monotonic clock.
     """
 
@@ -83,33 +58,26 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.fleet: Fleet | None = None
         self._observer = observer
         self._clock = clock
         self._config = config
         self._lock = threading.Lock()
-        self._transitions = _Transitions()
-        self._storage = pybreaker.CircuitMemoryStorage(CLOSED)
+        self._circuit = Circuit(name, config, clock)
+        self._measures = self._circuit.window is not None
         self._probes: list[Ticket] = []
-        self._opened_at = 0.0
         self._override: str | None = None
         self._ticket = Ticket(0)
-        self._door: Ticket | None = self._ticket
+        self.door: Ticket | None = None
         self._first_tries = self._recoveries = self._failures = self._ignored = self._rejected = 0
-        self.configure(config)
+        self._set_door()
 
     def configure(self, config: CircuitBreakerConfig) -> None:
         """Apply new thresholds and times; state and counts stay as they are."""
         with self._lock:
             before, self._config = self.state, config
-            self._circuit = pybreaker.CircuitBreaker(
-                fail_max=config.failure_threshold,
-                reset_timeout=config.recovery_timeout,
-                success_threshold=config.success_threshold,
-                listeners=[self._transitions],
-                state_storage=self._storage,
-                name=self.name,
-                throw_new_error_on_trip=False,
-            )
+            self._circuit.configure(config)
+            self._measures = self._circuit.window is not None
             moves = self._moved_from(before)
         self._announce(moves)
 
@@ -118,12 +86,23 @@ class CircuitBreaker:
         """One of closed, open, half_open, forced_open, disabled."""
         if self._override is not None:
             return self._override
-        return _name(self._storage.state) if self._config.enabled else "disabled"
+        return self._circuit.state if self._config.enabled else "disabled"
 
     @property
     def consecutive_failures(self) -> int:
         """Failures since the last success, while closed."""
-        return int(self._storage.counter)
+        return self._circuit.failures
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Of the sliding window: its calls, and the shares that failed and were slow. Empty without one."""
+        with self._lock:
+            return self._circuit.rates
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until an open circuit lets a probe through; None in any other state."""
+        return self._circuit.retry_after(self._clock()) if self.state == "open" else None
 
     @property
     def calls(self) -> Mapping[str, int]:
@@ -141,101 +120,131 @@ class CircuitBreaker:
         """Calls whose first attempt returned: counted here, where a lock is held anyway."""
         return self._first_tries
 
-    def admit(self) -> Ticket:
-        """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back."""
-        door = self._door
-        if door is not None:
-            return door
+    async def admit(self) -> Ticket:
+        """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back.
+
+        Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most.
+        """
+        return self.door or self._admit(await ask(self._asked()))
+
+    def admit_sync(self) -> Ticket:
+        """Do the same in the calling thread."""
+        return self.door or self._admit(ask_sync(self._asked()))
+
+    def _asked(self) -> Fleet | None:
+        """Return the fleet if its word is needed: when this circuit is about to send a probe."""
+        return None if self.retry_after or self._override is not None else self.fleet
+
+    def _admit(self, word: Permission | None) -> Ticket:
         with self._lock:
-            ticket, wait = self._admit_unless_open(self._clock())
+            ticket, wait = self._admit_unless_open(self._clock(), word)
             self._rejected += ticket is None
-            moves = self._transitions.taken()
+            moves = self._circuit.taken()
         self._announce(moves)
+        token = None if word is None else word.token
+        if token is not None and (ticket is None or ticket.token != token):
+            self._tell_fleet(token)  # the circuit has moved on while the fleet was asked
         if ticket is None:
-            raise CircuitOpenError(
-                f"{self.name} has been failing: its circuit is {self.state.replace('_', ' ')}",
-                operation=self.name,
-                scope="circuit_breaker",
-                limit=f"{self._config.failure_threshold} consecutive failures",
-                retry_after=wait,
-            )
+            raise self._refusal(wait)
         return ticket
 
-    def _admit_unless_open(self, now: float) -> tuple[Ticket | None, float | None]:
-        if self._door is not None:  # opened while this call waited for the lock
-            return self._door, None
+    def _refusal(self, wait: float | None) -> CircuitOpenError:
+        state = self.state.replace("_", " ")
+        return CircuitOpenError(
+            f"{self.name} has been failing: its circuit is {state}",
+            operation=self.name,
+            scope="circuit_breaker",
+            limit=self._circuit.opened_by,
+            retry_after=wait,
+        )
+
+    def _admit_unless_open(self, now: float, word: Permission | None) -> tuple[Ticket | None, float | None]:
+        if self.door is not None:  # opened while this call waited for the lock, or for the fleet
+            return self.door, None
         if self._override == "forced_open":
             return None, None
-        if self._storage.state == OPEN:
-            wait = self._opened_at + self._config.recovery_timeout - now
-            if wait > 0:
-                return None, wait
-            self._change(self._circuit.half_open)
-        return self._lend_probe(now)
+        if word is not None and word.token is None:
+            return None, word.retry_after
+        if wait := self._circuit.retry_after(now):
+            return None, wait
+        if self._circuit.state == "open":
+            self._step(self._circuit.half_open)
+        return self._lend_probe(now, None if word is None else word.token)
 
-    def _lend_probe(self, now: float) -> tuple[Ticket | None, float | None]:
+    def _lend_probe(self, now: float, token: int | None) -> tuple[Ticket | None, float | None]:
         self._probes = [p for p in self._probes if p.expires_at > now]
-        if len(self._probes) >= self._config.half_open_max_probes:
+        if token is None and len(self._probes) >= self._circuit.places:
             return None, min(p.expires_at for p in self._probes) - now
-        probe = Ticket(self._ticket.epoch, now + self._config.timeout)
+        probe = Ticket(self._ticket.epoch, now + self._config.timeout, token)
         self._probes.append(probe)
         return probe, None
 
-    def succeeded(self, ticket: Ticket, *, first: bool) -> None:
-        """Report an attempt that returned, and whether it was its call's first."""
+    def succeeded(self, ticket: Ticket, *, first: bool, started: float = math.inf) -> None:
+        """Report an attempt that returned; whether it was its call's first, and when it started."""
         with self._lock:
             if first:
                 self._first_tries += 1
             else:
                 self._recoveries += 1
-            if not self._returned(ticket) or (ticket is self._ticket and self._storage.counter == 0):
+            if ticket is self._ticket and not self._measures and self._circuit.failures == 0:
                 return
-            self._storage.reset_counter()
-            self._change(self._circuit.state.on_success)
-            moves = self._transitions.taken()
-        self._announce(moves)
+            if self._returned(ticket):
+                self._step(self._circuit.succeeded, started)
+            moves = self._circuit.taken()
+        self._announce(moves, ticket=ticket, succeeded=True)
 
-    def failed(self, ticket: Ticket, error: Exception) -> None:
-        """Report an attempt that failed in a way that speaks against the engine."""
+    def failed(self, ticket: Ticket, error: Exception, *, started: float = math.inf) -> None:
+        """Report an attempt that failed, and when it started; an excluded exception counts for nothing."""
+        if isinstance(error, self._config.excluded_exceptions):
+            self.ignored(ticket)
+            return
         with self._lock:
             self._failures += 1
-            if not self._returned(ticket):
-                return
-            self._storage.increment_counter()
-            self._change(self._circuit.state.on_failure, _TrippedError())
-            moves = self._transitions.taken()
-        self._announce(moves, error)
+            if self._returned(ticket):
+                self._step(self._circuit.failed, started)
+            moves = self._circuit.taken()
+        self._announce(moves, error, ticket=ticket)
 
     def ignored(self, ticket: Ticket) -> None:
         """Report an attempt that says nothing of the engine: cancelled, or the caller's mistake."""
         with self._lock:
             self._ignored += 1
             self._returned(ticket)
+        self._announce([], ticket=ticket)
 
     def force_open(self) -> None:
-        """Refuse every attempt until `reset`, whatever the outcomes."""
+        """Refuse every attempt until `force_close`, whatever the outcomes. In this process."""
         self._set_override("forced_open")
 
     def disable(self) -> None:
-        """Admit every attempt until `reset`, whatever the outcomes."""
+        """Admit every attempt until `force_close`, whatever the outcomes. In this process."""
         self._set_override("disabled")
 
-    def reset(self) -> None:
-        """End an override and close the circuit."""
+    def force_close(self) -> None:
+        """End an override, close the circuit, and count from zero. In this process."""
         self._set_override(None)
+        self.adopt_closed()
+
+    def adopt_closed(self) -> None:
+        """Close the circuit: the fleet's is."""
+        self._adopt(self._circuit.close)
+
+    def adopt_open(self, retry_after: float) -> None:
+        """Open the circuit, or keep it open, for so many seconds: the fleet's is open."""
+        self._adopt(self._circuit.open, "failures in another process", retry_after)
+
+    def _adopt(self, step: Callable[..., None], *arguments: object) -> None:
         with self._lock:
-            self._storage.reset_counter()
-            if self._storage.state != CLOSED:
-                self._change(self._circuit.close)
-            moves = self._transitions.taken()
-        if self._config.enabled:  # else it was and stays disabled
-            self._announce(moves)
+            self._step(step, *arguments)
+            moves = self._circuit.taken()
+        if self._override is None and self._config.enabled:  # else it was and stays what it was
+            self._announce(moves, told=True)
 
     def _set_override(self, override: str | None) -> None:
         with self._lock:
             before, self._override = self.state, override
             moves = self._moved_from(before)
-        self._announce(moves)
+        self._announce(moves, told=True)
 
     def _moved_from(self, before: str) -> Moves:
         if self.state == before:
@@ -250,32 +259,48 @@ class CircuitBreaker:
         counts = self._override is None and self._config.enabled
         return counts and ticket.epoch == self._ticket.epoch
 
-    def _change(self, step: Callable[..., object], *failure: Exception) -> None:
-        """Let pybreaker take a step."""
-        before = self._storage.state
-        with suppress(_TrippedError):
-            step(*failure)
-        if self._storage.state == before:
-            return
-        if self._storage.state == OPEN:
-            self._opened_at = self._clock()
-        self._begin_epoch()
+    def _step(self, step: Callable[..., None], *arguments: object) -> None:
+        before = self._circuit.state
+        step(*arguments)
+        if self._circuit.state != before:
+            self._begin_epoch()
 
     def _begin_epoch(self) -> None:
         """Make every ticket that is out void: its outcome says nothing of the state that begins."""
         self._ticket = Ticket(self._ticket.epoch + 1)
         self._probes = []
+        self._circuit.clear_window()
         self._set_door()
 
     def _set_door(self) -> None:
-        """Publish the ticket that everybody gets while nothing holds calls back; else None.
+        """Open or shut the door.
 
-        `admit` reads it without the lock: a call may see a state that ended a moment ago, as it would
-        have had it come a moment earlier, and its ticket's epoch keeps its outcome out of the new one.
+        It is read without the lock: a call may see a state that ended a moment ago, as it would have
+        had it come a moment earlier, and its ticket's epoch keeps its outcome out of the new one.
         """
-        self._door = self._ticket if self.state in ("closed", "disabled") else None
+        self.door = self._ticket if self.state in ("closed", "disabled") else None
 
-    def _announce(self, moves: Moves, error: Exception | None = None) -> None:
+    def _announce(
+        self,
+        moves: Moves,
+        error: Exception | None = None,
+        *,
+        ticket: Ticket | None = None,
+        succeeded: bool = False,
+        told: bool = False,
+    ) -> None:
+        """Tell observers of the moves, and the fleet of what it does not know yet."""
         kind = None if error is None else error_type(error)
         for previous, state in moves:
             self._observer.on_event(BreakerTransitioned(self.name, previous, state, kind))
+        if self.fleet is None or told:
+            return
+        token = None if ticket is None else ticket.token
+        if any(state == "open" for _, state in moves):
+            self.fleet.opened(token)
+        elif token is not None:
+            self._tell_fleet(token, succeeded=succeeded)
+
+    def _tell_fleet(self, token: int, *, succeeded: bool = False) -> None:
+        if self.fleet is not None:
+            (self.fleet.succeeded if succeeded else self.fleet.released)(token)

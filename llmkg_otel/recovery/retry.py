@@ -109,6 +109,14 @@ class Retry:
         finally:
             run.close()
 
+    def is_retryable(self, error: BaseException) -> bool:
+        """Say whether the same call may succeed, and may be repeated, after this failure."""
+        config = self.config
+        wanted = isinstance(error, config.retryable_exceptions) and not isinstance(
+            error, config.excluded_exceptions
+        )
+        return wanted and is_retryable(error, idempotent=self.idempotent)
+
     def wait_seconds(self, retry: int, error: BaseException | None) -> float:
         """Return the back-off before a retry, or what the failed service asked for if that is more."""
         asked = 0.0 if error is None else retry_after_seconds(error)
@@ -169,9 +177,8 @@ class _Run:
         error = _failure(state)
         if error is None:
             return False
-        retryable = is_retryable(error, idempotent=self._policy.idempotent)
         one_attempt = self._call.nested or self._call.left_a_thread
-        if retryable and not one_attempt and not isinstance(error, self._final):
+        if not one_attempt and self._policy.is_retryable(error) and not isinstance(error, self._final):
             return True
         if isinstance(error, Exception):
             out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"

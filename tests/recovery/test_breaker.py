@@ -37,10 +37,11 @@ class Noted:
 
 
 def opened(noted: Noted, **config: Any) -> tuple[CircuitBreaker, FakeClock]:
-    """Return a breaker that one failure has opened, and its clock."""
+    """Return a breaker that one failure has opened and one probe's success closes, and its clock."""
     clock = FakeClock(1000.0)
-    breaker = CircuitBreaker("search", CircuitBreakerConfig(failure_threshold=1, **config), noted, clock)
-    breaker.failed(breaker.admit(), BROKEN)
+    once = CircuitBreakerConfig(failure_threshold=1, **{"success_threshold": 1, **config})
+    breaker = CircuitBreaker("search", once, noted, clock)
+    breaker.failed(breaker.admit_sync(), BROKEN)
     return breaker, clock
 
 
@@ -48,7 +49,7 @@ def test_a_refusal_says_which_circuit_is_open_and_when_to_come_back() -> None:
     breaker, clock = opened(Noted())
     clock.advance(12.5)
     with pytest.raises(CircuitOpenError, match="search has been failing: its circuit is open") as caught:
-        breaker.admit()
+        breaker.admit_sync()
     error = caught.value
     assert (error.operation, error.scope, error.limit) == (
         "search",
@@ -57,13 +58,13 @@ def test_a_refusal_says_which_circuit_is_open_and_when_to_come_back() -> None:
     )
     assert error.retry_after == 47.5
     clock.advance(47.5)
-    assert breaker.admit().expires_at == clock() + 10
+    assert breaker.admit_sync().expires_at == clock() + 10
 
 
 def test_a_move_tells_the_failure_that_caused_it_and_only_that() -> None:
     noted = Noted()
     breaker, _ = opened(noted)
-    breaker.reset()
+    breaker.force_close()
     assert noted.events == [
         BreakerTransitioned("search", "closed", "open", "ConnectionError"),
         BreakerTransitioned("search", "open", "closed", None),
@@ -73,41 +74,41 @@ def test_a_move_tells_the_failure_that_caused_it_and_only_that() -> None:
 def test_a_cancelled_probe_gives_its_place_to_the_next_call() -> None:
     breaker, clock = opened(Noted())
     clock.advance(60)
-    probe = breaker.admit()
+    probe = breaker.admit_sync()
     with pytest.raises(CircuitOpenError) as caught:
-        breaker.admit()
+        breaker.admit_sync()
     assert caught.value.retry_after == 10
     breaker.ignored(probe)
-    assert breaker.admit() is not probe
+    assert breaker.admit_sync() is not probe
     assert breaker.state == "half_open"
 
 
 def test_a_probe_that_never_comes_back_loses_its_place_when_its_time_is_up() -> None:
     breaker, clock = opened(Noted(), timeout=3)
     clock.advance(60)
-    lost = breaker.admit()
+    lost = breaker.admit_sync()
     clock.advance(3)
-    assert breaker.admit() is not lost
+    assert breaker.admit_sync() is not lost
 
 
 def test_with_several_probes_out_the_first_to_expire_says_when_to_come_back() -> None:
     breaker, clock = opened(Noted(), half_open_max_probes=2)
     clock.advance(60)
-    breaker.admit()
+    breaker.admit_sync()
     clock.advance(4)
-    breaker.admit()
+    breaker.admit_sync()
     with pytest.raises(CircuitOpenError) as caught:
-        breaker.admit()
+        breaker.admit_sync()
     assert caught.value.retry_after == 6
 
 
 def test_probes_of_an_earlier_trial_hold_no_place_in_the_next() -> None:
     breaker, clock = opened(Noted(), half_open_max_probes=2, recovery_timeout=1)
     clock.advance(1)
-    slow = breaker.admit()
-    breaker.failed(breaker.admit(), BROKEN)
+    slow = breaker.admit_sync()
+    breaker.failed(breaker.admit_sync(), BROKEN)
     clock.advance(1)
-    trial = [breaker.admit(), breaker.admit()]
+    trial = [breaker.admit_sync(), breaker.admit_sync()]
     breaker.succeeded(slow, first=True)
     assert breaker.state == "half_open"
     assert {ticket.epoch for ticket in trial} != {slow.epoch}
@@ -117,7 +118,7 @@ def test_a_reset_of_a_breaker_that_is_configured_off_is_no_move() -> None:
     noted = Noted()
     breaker, _ = opened(noted)
     breaker.configure(CircuitBreakerConfig(enabled=False))
-    breaker.reset()
+    breaker.force_close()
     breaker.configure(CircuitBreakerConfig())
     assert noted.moves == [("closed", "open"), ("open", "disabled"), ("disabled", "closed")]
 
@@ -131,19 +132,19 @@ def test_a_call_that_meets_the_circuit_closing_is_no_probe() -> None:
 
         def __enter__(self) -> None:
             vars(breaker)["_lock"] = lock
-            breaker.reset()
+            breaker.force_close()
             lock.acquire()
 
         def __exit__(self, *_exc: object) -> None:
             lock.release()
 
     vars(breaker)["_lock"] = ClosedMeanwhile()
-    assert breaker.admit().expires_at == math.inf
+    assert breaker.admit_sync().expires_at == math.inf
 
 
 def test_a_ticket_of_a_closed_circuit_never_expires() -> None:
     breaker = CircuitBreaker("search", CircuitBreakerConfig(), Noted())
-    assert breaker.admit().expires_at == math.inf
+    assert breaker.admit_sync().expires_at == math.inf
 
 
 def test_the_failure_that_opens_the_circuit_keeps_its_own_traceback() -> None:
@@ -151,7 +152,7 @@ def test_the_failure_that_opens_the_circuit_keeps_its_own_traceback() -> None:
     with pytest.raises(ConnectionError) as caught:
         raise BROKEN
     traceback = caught.value.__traceback__
-    breaker.failed(breaker.admit(), BROKEN)
+    breaker.failed(breaker.admit_sync(), BROKEN)
     assert breaker.state == "open"
     assert BROKEN.__traceback__ is traceback
 
@@ -160,14 +161,14 @@ def test_the_failure_that_opens_the_circuit_keeps_its_own_traceback() -> None:
 def test_an_observer_may_use_the_breaker_it_hears_of() -> None:
     def use() -> None:
         if breaker.state == "open":
-            breaker.reset()
+            breaker.force_close()
         assert breaker.calls["failure"] == 1
-        breaker.ignored(breaker.admit())
+        breaker.ignored(breaker.admit_sync())
 
     noted = Noted(use)
     clock = FakeClock()
     breaker = CircuitBreaker("search", CircuitBreakerConfig(failure_threshold=1), noted, clock)
-    breaker.failed(breaker.admit(), BROKEN)
+    breaker.failed(breaker.admit_sync(), BROKEN)
     assert noted.moves == [("closed", "open"), ("open", "closed")]
 
 
@@ -187,7 +188,7 @@ def test_eight_threads_are_inside_the_operation_at_the_same_time() -> None:
     inside = threading.Barrier(8)
 
     def call() -> None:
-        ticket = breaker.admit()
+        ticket = breaker.admit_sync()
         inside.wait(5)  # returns only if all eight are here
         breaker.succeeded(ticket, first=True)
 
@@ -202,7 +203,7 @@ def test_of_many_threads_that_come_after_the_recovery_time_one_becomes_the_probe
 
     def come() -> bool:
         try:
-            breaker.admit()
+            breaker.admit_sync()
         except CircuitOpenError:
             return False
         return True
@@ -219,7 +220,7 @@ def test_no_outcome_is_lost_between_threads_and_the_circuit_opens_once() -> None
     def fail() -> None:
         for _ in range(300):
             try:
-                breaker.failed(breaker.admit(), BROKEN)
+                breaker.failed(breaker.admit_sync(), BROKEN)
             except CircuitOpenError:
                 continue
 

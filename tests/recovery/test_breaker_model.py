@@ -25,6 +25,7 @@ class Model:
         self.opened_at = 0.0
         self.probes: dict[int, float] = {}
         self.moves: list[tuple[str, str]] = []
+        self.window: list[tuple[float, bool, bool]] = []
 
     @property
     def state(self) -> str:
@@ -38,6 +39,20 @@ class Model:
             self.moves.append((before, self.state))
             self.epoch += 1
             self.probes = {}
+            self.window = []
+
+    def reconfigure(self, config: CircuitBreakerConfig) -> None:
+        kinds = [
+            (
+                each.window_calls,
+                each.sliding_window_seconds,
+                bool(each.failure_rate_threshold or each.slow_call_rate_threshold),
+            )
+            for each in (self.config, config)
+        ]
+        if kinds[0] != kinds[1]:
+            self.window = []
+        self.become(config=config)
 
     def admit(self, number: int, now: float) -> tuple[bool, float | None]:
         """Return whether a call is let through, else the time until one may be (None: who knows)."""
@@ -47,16 +62,45 @@ class Model:
             return True, None
         if self.state == "half_open":
             self.probes = {probe: end for probe, end in self.probes.items() if end > now}
-            if len(self.probes) < self.config.half_open_max_probes:
+            if len(self.probes) < max(1, self.config.probes - self.successes):
                 self.probes[number] = now + self.config.timeout
                 return True, None
             return False, min(self.probes.values()) - now
         return False, self.opened_at + self.config.recovery_timeout - now if self.state == "open" else None
 
-    def report(self, number: int, epoch: int, outcome: str, now: float) -> None:
+    def report(self, number: int, epoch: int, outcome: str, now: float, seconds: float) -> None:
         self.probes.pop(number, None)
         if epoch != self.epoch or outcome == "ignored" or self.state not in ("closed", "half_open"):
             return
+        slow = self.config.slow_call_rate_threshold is not None and seconds >= self.config.slow_call_seconds
+        if self.state == "half_open" and slow:
+            self.become(circuit="open", opened_at=now)
+            self.failures += outcome == "failure"
+            return
+        self.count(outcome, now)
+        if self.state == "closed":
+            self.look_back(now, outcome == "failure", slow)
+
+    def look_back(self, now: float, failed: bool, slow: bool) -> None:
+        config = self.config
+        if config.failure_rate_threshold is None and config.slow_call_rate_threshold is None:
+            return
+        self.window.append((now, failed, slow))
+        if config.sliding_window_seconds is None:
+            self.window = self.window[-config.window_calls :]
+        else:
+            part = config.sliding_window_seconds / 10
+            self.window = [each for each in self.window if int(each[0] / part) > int(now / part) - 10]
+        if len(self.window) < config.minimum_calls:
+            return
+        failures = sum(failed for _, failed, _ in self.window) / len(self.window)
+        slows = sum(slow for _, _, slow in self.window) / len(self.window)
+        if (config.failure_rate_threshold or 2) <= failures or (
+            config.slow_call_rate_threshold or 2
+        ) <= slows:
+            self.become(circuit="open", opened_at=now)
+
+    def count(self, outcome: str, now: float) -> None:
         if outcome == "failure":
             self.failures += 1
             if self.state == "half_open" or self.failures >= self.config.failure_threshold:
@@ -69,14 +113,31 @@ class Model:
             self.failures = 0
 
 
+RATES: list[dict[str, Any]] = [
+    {},
+    {"failure_rate_threshold": 0.5, "sliding_window_calls": 4, "minimum_calls": 2},
+    {"failure_rate_threshold": 0.5, "sliding_window_seconds": 10, "minimum_calls": 3},
+    {
+        "slow_call_rate_threshold": 0.5,
+        "slow_call_seconds": 0.25,
+        "sliding_window_calls": 3,
+        "minimum_calls": 3,
+    },
+]
 CONFIGS = st.builds(
-    CircuitBreakerConfig,
+    lambda rates, success_threshold, more, **options: CircuitBreakerConfig(
+        **rates,
+        **options,
+        success_threshold=success_threshold,
+        half_open_max_probes=None if more is None else success_threshold + more,
+    ),
+    rates=st.sampled_from(RATES),
     enabled=st.sampled_from([True, True, True, False]),
-    failure_threshold=st.integers(1, 3),
+    failure_threshold=st.sampled_from([1, 2, 3, 100]),
     recovery_timeout=st.sampled_from([1, 4]),
     success_threshold=st.integers(1, 3),
+    more=st.sampled_from([None, 0, 1]),
     timeout=st.sampled_from([0.5, 2]),
-    half_open_max_probes=st.integers(1, 2),
 )
 
 
@@ -101,11 +162,11 @@ class BreakerMachine(RuleBasedStateMachine):
     def admit(self) -> None:
         admitted, wait = self.model.admit(self.admitted, self.clock())
         if admitted:
-            self.out.append((self.breaker.admit(), self.admitted, self.model.epoch))
+            self.out.append((self.breaker.admit_sync(), self.admitted, self.model.epoch))
             self.admitted += 1
             return
         with pytest.raises(CircuitOpenError) as caught:
-            self.breaker.admit()
+            self.breaker.admit_sync()
         assert caught.value.retry_after == wait
         self.counts["rejected"] += 1
 
@@ -113,15 +174,17 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(["success", "success", "failure", "failure", "ignored"]))
     def report(self, data: st.DataObject, outcome: str) -> None:
         ticket, number, epoch = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
+        seconds = data.draw(st.sampled_from([0, 0.25, 1]))
+        started = self.clock() - seconds
         if outcome == "success":
             first = data.draw(st.booleans())
             self.first_tries += first
-            self.breaker.succeeded(ticket, first=first)
+            self.breaker.succeeded(ticket, first=first, started=started)
         elif outcome == "failure":
-            self.breaker.failed(ticket, ConnectionError())
+            self.breaker.failed(ticket, ConnectionError(), started=started)
         else:
             self.breaker.ignored(ticket)
-        self.model.report(number, epoch, outcome, self.clock())
+        self.model.report(number, epoch, outcome, self.clock(), seconds)
         self.counts[outcome] += 1
 
     @rule(seconds=st.sampled_from([0.5, 1, 2, 4]))
@@ -140,19 +203,21 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
-        self.breaker.reset()
+        self.breaker.force_close()
         self.model.become(override="")
         self.model.become(circuit="closed", failures=0)
 
     @rule(config=CONFIGS)
     def configure(self, config: CircuitBreakerConfig) -> None:
         self.breaker.configure(config)
-        self.model.become(config=config)
+        self.model.reconfigure(config)
 
     @invariant()
     def agrees_with_the_model(self) -> None:
         assert self.breaker.state == self.model.state
         assert self.moves == self.model.moves
+        if self.breaker.rates:
+            assert self.breaker.rates["calls"] == len(self.model.window)
         if self.model.state == "closed":
             assert self.breaker.consecutive_failures == self.model.failures
 

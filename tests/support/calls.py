@@ -109,7 +109,7 @@ def everything_given_back(system: ProductionSystem) -> Iterator[None]:
     assert [(pool.usage, pool.pending) for pool in system.operations.pools()] == [(0, 0), (0, 0)]
     assert system.retry_budget.usage == 0
     for op in system.operations:
-        op.breaker.admit()  # refused if the probe was not returned
+        op.breaker.admit_sync()  # refused if the probe was not returned
 
 
 def assert_told_once(system: ProductionSystem, telemetry: CapturedTelemetry, error: str | None) -> None:

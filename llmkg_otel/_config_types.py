@@ -1,0 +1,87 @@
+"""The types of options: numbers with their bounds, and values that are written as text."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
+from pydantic_settings import NoDecode
+
+__all__ = [
+    "Count",
+    "ExceptionTypes",
+    "Fraction",
+    "Milliseconds",
+    "Pause",
+    "Port",
+    "Seconds",
+    "Share",
+    "TokenPairs",
+    "WindowSize",
+]
+
+
+def _seconds(value: object) -> object:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=1e9, allow_inf_nan=False)]
+"""30 years at most: threads cannot wait for ever longer times."""
+Pause = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=1e9, allow_inf_nan=False)]
+"""Seconds that may be none."""
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=10**15)]
+Share = Annotated[float, Field(gt=0, le=1)]
+WindowSize = Annotated[int, Field(ge=1, le=100_000)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _exception_type(value: object) -> object:
+    """Return the class that a name like "ValueError" or "httpx.TransportError" stands for."""
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.rpartition(".")
+    try:
+        found: Any = getattr(importlib.import_module(module) if module else builtins, name)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(f"{value!r} names no exception that can be imported") from None
+    return found
+
+
+def _exception_types(value: object) -> object:
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    return tuple(_exception_type(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def _exception_name(kind: type[Exception]) -> str:
+    builtin = kind.__module__ == "builtins"
+    return kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
+
+
+ExceptionTypes = Annotated[
+    tuple[type[Exception], ...],
+    BeforeValidator(_exception_types),
+    PlainSerializer(lambda kinds: [_exception_name(kind) for kind in kinds]),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}}),
+]
+
+
+def _token_pairs(value: object) -> object:
+    """Read "name=token,name=token"; a mapping passes through."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not name.strip() or not token.strip() for name, _, token in pairs):
+        raise ValueError("tokens are written name=token,name=token")
+    names = [name.strip() for name, _, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("each name may have one token")
+    return {name.strip(): token.strip() for name, _, token in pairs}
+
+
+TokenPairs = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_token_pairs)]

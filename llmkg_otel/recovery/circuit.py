@@ -1,0 +1,182 @@
+"""The circuit's own state: pybreaker's states and storage, fed with outcomes that were judged elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pybreaker
+
+from llmkg_otel.recovery.window import make_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llmkg_otel.config import CircuitBreakerConfig
+    from llmkg_otel.recovery.window import CallWindow
+
+__all__ = ["Circuit", "Moves"]
+
+Moves = list[tuple[str, str]]
+"""Changes of state, in order: (from, to)."""
+
+
+class _Transitions(pybreaker.CircuitBreakerListener):
+    """Collects pybreaker's notifications, so that observers hear them after the lock is dropped."""
+
+    def __init__(self) -> None:
+        self.moves: Moves = []
+
+    def state_change(self, _cb: object, old: Any, new: Any) -> None:
+        self.moves.append((_name(old.name), _name(new.name)))
+
+
+class _TrippedError(Exception):
+    """Stands in for the failure: pybreaker raises what trips it, and would lengthen its traceback."""
+
+
+def _name(state: str) -> str:
+    return state.replace("-", "_")
+
+
+class Circuit:
+    """Closed, open or half open, and why. Not locked: its breaker does that.
+
+    Times are of the given monotonic clock; `opened_at` is 0 before the circuit has opened, and
+    `opened_by` says in words what opened it.
+    """
+
+    def __init__(self, name: str, config: CircuitBreakerConfig, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.opened_at = 0.0
+        self.opened_by: str | None = None
+        self.config = config
+        self._clock = clock
+        self._transitions = _Transitions()
+        self._storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
+        self.window: CallWindow | None = None
+        self.configure(config)
+
+    def configure(self, config: CircuitBreakerConfig) -> None:
+        """Apply new thresholds; state and counts stay, and the window if it is of the same kind."""
+        if self.window is None or _window_of(self.config) != _window_of(config):
+            self.window = make_window(config)
+        self.config = config
+        self._states = pybreaker.CircuitBreaker(
+            fail_max=config.failure_threshold,
+            reset_timeout=config.recovery_timeout,
+            success_threshold=config.success_threshold,
+            listeners=[self._transitions],
+            state_storage=self._storage,
+            name=self.name,
+            throw_new_error_on_trip=False,
+        )
+
+    @property
+    def state(self) -> str:
+        """One of closed, open, half_open."""
+        return _name(self._storage.state)
+
+    @property
+    def failures(self) -> int:
+        """Consecutive failures, while closed."""
+        return int(self._storage.counter)
+
+    @property
+    def places(self) -> int:
+        """Probes that a half-open circuit may have out at once, given those that have succeeded."""
+        return max(1, self.config.probes - int(self._storage.success_counter))
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Of the sliding window: its calls, and the shares that failed and were slow. Empty without one."""
+        if (window := self.window) is None:
+            return {}
+        total = window.total
+        return {
+            "calls": total,
+            "failure_rate": window.failed / total if total else 0.0,
+            "slow_call_rate": window.slow / total if total else 0.0,
+        }
+
+    def retry_after(self, now: float) -> float:
+        """Return the seconds until an open circuit lets a probe through; 0 in any other state."""
+        if self.state != "open":
+            return 0.0
+        return max(0.0, self.opened_at + self.config.recovery_timeout - now)
+
+    def taken(self) -> Moves:
+        """Return the changes of state since the last time."""
+        moves, self._transitions.moves = self._transitions.moves, []
+        return moves
+
+    def succeeded(self, started: float) -> None:
+        """Count a success, unless its slowness opens the circuit: enough slow calls do, or one slow probe."""
+        if self.state == "closed":
+            self._noted(started, failed=False)
+        elif self._is_slow(started, self._clock()):
+            self.open("a slow probe")
+        if self.state != "open":
+            self._storage.reset_counter()
+            self._states.state.on_success()
+
+    def failed(self, started: float) -> None:
+        """Count a failure; it may be the one that opens the circuit."""
+        self._storage.increment_counter()
+        before = self.state
+        with suppress(_TrippedError):
+            self._states.state.on_failure(_TrippedError())
+        if self.state == "closed":
+            self._noted(started, failed=True)
+        else:
+            self.opened_at = self._clock()
+            if before == "closed":
+                self.opened_by = f"{self.config.failure_threshold} consecutive failures"
+
+    def half_open(self) -> None:
+        """Let probes through."""
+        self._states.half_open()
+
+    def open(self, why: str, retry_after: float | None = None) -> None:
+        """Open, or keep open, for `retry_after` seconds from now (None: the recovery timeout)."""
+        if self.state != "open":
+            self._states.open()
+            self.opened_by = why
+        recovery = self.config.recovery_timeout
+        self.opened_at = self._clock() - recovery + (recovery if retry_after is None else retry_after)
+
+    def close(self) -> None:
+        """Close, and count from zero."""
+        self._storage.reset_counter()
+        if self.state != "closed":
+            self._states.close()
+
+    def clear_window(self) -> None:
+        """Forget the attempts of an earlier state."""
+        if self.window is not None:
+            self.window.clear()
+
+    def _noted(self, started: float, *, failed: bool) -> None:
+        """Add an attempt to the window, if there is one, and open the circuit if its rates say so."""
+        window, config, now = self.window, self.config, self._clock()
+        if window is None:
+            return
+        window.record(now, failed=failed, slow=self._is_slow(started, now))
+        if window.total < config.minimum_calls:
+            return
+        for what, count, threshold in (
+            ("failed", window.failed, config.failure_rate_threshold),
+            ("were slow", window.slow, config.slow_call_rate_threshold),
+        ):
+            if threshold is not None and count >= threshold * window.total:
+                self.open(f"{threshold:.0%} of calls {what}")
+                return
+
+    def _is_slow(self, started: float, now: float) -> bool:
+        config = self.config
+        return config.slow_call_rate_threshold is not None and now - started >= config.slow_call_seconds
+
+
+def _window_of(config: CircuitBreakerConfig) -> tuple[object, ...]:
+    rates = (config.failure_rate_threshold, config.slow_call_rate_threshold)
+    return config.window_calls, config.sliding_window_seconds, rates != (None, None)
