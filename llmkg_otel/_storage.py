@@ -1,0 +1,72 @@
+"""Stores shared by many processes, opened by the URIs of the `limits` library, and never waited for long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from limits.aio.storage import Storage as AsyncStorage
+from limits.errors import ConfigurationError as LimitsConfigurationError
+from limits.storage import Storage, storage_from_string
+
+from llmkg_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["STORE_SECONDS", "open_async_storage", "open_storage"]
+
+STORE_SECONDS = 0.05
+"""How long one exchange with a shared store may take, connecting included, before it counts as down."""
+
+
+def open_storage(uri: str, key_prefix: str) -> Storage:
+    """Return the storage that a URI of `limits` names, for threads.
+
+    Nothing is connected yet, except to a cluster, whose client asks for its nodes at once and raises
+    what it raises when none answers.
+
+    redis://, rediss://, redis+unix://, redis+cluster://, redis+sentinel://, the same with valkey, and
+    memory://. Raises ConfigurationError for any other URI, and for a client library that is missing.
+    """
+    opened = _open(uri, uri, key_prefix)
+    assert isinstance(opened, Storage)  # noqa: S101 - the URI says so
+    return opened
+
+
+def open_async_storage(uri: str, key_prefix: str) -> AsyncStorage:
+    """Do the same for coroutines of one event loop."""
+    opened = _open(f"async+{uri}", uri, key_prefix, implementation="redispy")
+    assert isinstance(opened, AsyncStorage)  # noqa: S101 - the URI says so
+    return opened
+
+
+def _open(uri: str, shown: str, key_prefix: str, **options: Any) -> Storage | AsyncStorage:
+    scheme = shown.partition("://")[0]
+    if scheme == "memory":
+        return storage_from_string(uri)
+    if not scheme.startswith(("redis", "valkey")):
+        raise ConfigurationError(f"storage_uri: {scheme}:// is not a store that can be shared: use redis://")
+    try:
+        return storage_from_string(uri, key_prefix=key_prefix, **_impatient(scheme), **options)
+    except (ImportError, LimitsConfigurationError):
+        library = "valkey" if scheme.startswith("valkey") else "redis"
+        raise ConfigurationError(
+            f"storage_uri: {scheme}:// needs a client: pip install 'llmkg-otel[{library}]'"
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(f"storage_uri: {error}") from None
+
+
+def _impatient(scheme: str) -> Mapping[str, Any]:
+    """Return client options for STORE_SECONDS: on a hung server the defaults block for 5 to 25 s."""
+    if scheme.startswith("valkey"):
+        from valkey.backoff import NoBackoff  # noqa: PLC0415 - an extra
+        from valkey.retry import Retry  # noqa: PLC0415
+    else:
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.retry import Retry  # noqa: PLC0415
+    return {
+        "socket_timeout": STORE_SECONDS,
+        "socket_connect_timeout": STORE_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
