@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from limits.aio.storage import Storage as AsyncStorage
@@ -59,14 +60,10 @@ def _open(uri: str, shown: str, key_prefix: str, **options: Any) -> Storage | As
 
 def _impatient(scheme: str) -> Mapping[str, Any]:
     """Return client options for STORE_SECONDS: on a hung server the defaults block for 5 to 25 s."""
-    if scheme.startswith("valkey"):
-        from valkey.backoff import NoBackoff  # noqa: PLC0415 - an extra
-        from valkey.retry import Retry  # noqa: PLC0415
-    else:
-        from redis.backoff import NoBackoff  # noqa: PLC0415
-        from redis.retry import Retry  # noqa: PLC0415
+    library = "valkey" if scheme.startswith("valkey") else "redis"
+    backoff, retry = import_module(f"{library}.backoff"), import_module(f"{library}.retry")
     return {
         "socket_timeout": STORE_SECONDS,
         "socket_connect_timeout": STORE_SECONDS,
-        "retry": Retry(NoBackoff(), 0),
+        "retry": retry.Retry(backoff.NoBackoff(), 0),
     }
