@@ -30,9 +30,10 @@ class Call:
     `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller allowed
     less time than the operation may take. `attempts` counts times the engine was called. `ended` is True
     once the outcome is decided: what the call started and still runs is on its own. `task` is the task it
-    runs in, None in a thread; `thread` is the outcome of the thread that runs a sync operation for it, if
-    one does. `span_owner` False means that an MCP or database span around the call is enriched instead
-    of opening one. `span` and `scope` are the observer's.
+    runs in, None in a thread; `threads` are the outcomes of the threads that ran sync operations for it.
+    `fallback` is the rung of the fallback ladder that answered, and `failure` what it stood in for.
+    `span_owner` False means that an MCP or database span around the call is enriched instead of opening
+    one. `span` and `scope` are the observer's.
     """
 
     __slots__ = (
@@ -40,6 +41,8 @@ class Call:
         "correlation_id",
         "deadline",
         "ended",
+        "failure",
+        "fallback",
         "hurried",
         "nested",
         "operation",
@@ -48,7 +51,7 @@ class Call:
         "span_owner",
         "started",
         "task",
-        "thread",
+        "threads",
         "timeout",
         "user_id",
     )
@@ -89,7 +92,9 @@ class Call:
         self.span: Any = None
         self.scope: Any = None
         self.task: asyncio.Task[Any] | None = None
-        self.thread: Future[Any] | None = None
+        self.threads: tuple[Future[Any], ...] = ()
+        self.fallback: str | None = None
+        self.failure: Exception | None = None
 
     def remaining(self) -> float:
         """Return the seconds until the deadline; none or less once it, or the end of the call, has passed."""
@@ -99,7 +104,7 @@ class Call:
     @property
     def left_a_thread(self) -> bool:
         """Whether a sync operation that was given up (timed out, cancelled) still runs in its thread."""
-        return self.thread is not None and not self.thread.done()
+        return bool(self.threads) and not all(thread.done() for thread in self.threads)
 
 
 _current: ContextVar[Call | None] = ContextVar("llmkg_call", default=None)

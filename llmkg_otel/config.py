@@ -247,7 +247,10 @@ class ServerConfig(Section):
     """Addresses of the MCP server and of the operators' port, and who may call.
 
     `jwks_uri` (with `issuer` and `audience`) verifies JSON Web Tokens; `auth_tokens` on the root is
-    the simple alternative. `operator_token` opens /status when the operators' port is not on loopback.
+    the simple alternative. `fallbacks` has the ladders of tools, each in order: "cached_answer" (what the
+    same caller got for the same arguments, `cached_answer_seconds` ago at most), and what the tool offers
+    ("full_text" of hybrid_search and ask_question). `operator_token` opens /status when the operators'
+    port is not on loopback.
     """
 
     host: str = "127.0.0.1"
@@ -258,6 +261,8 @@ class ServerConfig(Section):
     jwks_uri: str | None = Field(default=None, pattern=r"^https?://")
     issuer: str | None = None
     audience: str | None = None
+    fallbacks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    cached_answer_seconds: Seconds = 300.0
     operator_token: SecretStr | None = Field(default=None, min_length=16)
     insecure: bool = False
 

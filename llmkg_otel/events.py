@@ -17,6 +17,7 @@ __all__ = [
     "BreakerTransitioned",
     "CallObserver",
     "Event",
+    "FallbackFailed",
     "HealthChanged",
     "HealthChecked",
     "LifecycleChanged",
@@ -24,6 +25,7 @@ __all__ = [
     "PermitWaited",
     "RetryScheduled",
     "ShutdownPhaseEnded",
+    "TimeLimitIgnored",
 ]
 
 
@@ -54,6 +56,24 @@ class PermitWaited:
     pool: str
     seconds: float
     acquired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimitIgnored:
+    """A sync operation ran past its time limit, for `seconds`: it has returned now, or its thread runs on."""
+
+    operation: str
+    seconds: float
+    returned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackFailed:
+    """A rung of an operation's fallback ladder failed; the next one follows, if there is one."""
+
+    operation: str
+    fallback: str
+    error_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +128,8 @@ Event = (
     RetryScheduled
     | BreakerTransitioned
     | PermitWaited
+    | TimeLimitIgnored
+    | FallbackFailed
     | HealthChecked
     | HealthChanged
     | LifecycleChanged

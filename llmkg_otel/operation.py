@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.config import OperationConfig
 from llmkg_otel.errors import ConfigurationError, InvalidInputError
+from llmkg_otel.events import TimeLimitIgnored
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.token_bucket import TokenBucket
 from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
+    from llmkg_otel.call import Call
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
     from llmkg_otel.recovery.budget import RetryBudget
@@ -32,7 +36,10 @@ _log = logging.getLogger(__name__)
 
 
 class Operation:
-    """The policies of one operation. Reconfiguring keeps their state: counts, circuit, permits in use."""
+    """The policies of one operation. Reconfiguring keeps their state: counts, circuit, permits in use.
+
+    `abandoned` are the outcomes of threads whose calls have ended without them.
+    """
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class Operation:
             budget=budget,
             observer=observer,
         )
+        self.abandoned: set[Future[Any]] = set()
         self.rate: TokenBucket | None = None
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
@@ -73,6 +81,18 @@ class Operation:
             self.rate = TokenBucket(config.rate_limit)
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
+    def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
+        """Return a call's permits: at once, or when the threads that it has left behind have ended."""
+        if not call.left_a_thread:
+            _release(pools)
+            return
+        left = [thread for thread in call.threads if not thread.done()]
+        for thread in left:
+            self.abandoned.add(thread)
+            thread.add_done_callback(self.abandoned.discard)
+        self._observer.on_event(TimeLimitIgnored(self.name, time.monotonic() - call.started, returned=False))
+        _after(left, pools)
+
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
         if limit is None:
             self.bulkhead = None
@@ -82,6 +102,19 @@ class Operation:
             self.pools = (self.bulkhead, self._permits)
         else:
             self.bulkhead.resize(limit)
+
+
+def _release(pools: tuple[PermitPool, ...]) -> None:
+    for pool in pools:
+        pool.release()
+
+
+def _after(threads: Sequence[Future[Any]], pools: tuple[PermitPool, ...]) -> None:
+    """Release permits when all these threads have ended."""
+    if threads:
+        threads[0].add_done_callback(lambda _: _after(threads[1:], pools))
+    else:
+        _release(pools)
 
 
 class Operations:
@@ -105,6 +138,13 @@ class Operations:
     def named(self, name: str) -> Operation:
         """Return the operation, with the default policies if nobody has configured it."""
         return self._by_name.get(name) or self._add(name, OperationConfig())
+
+    def existing(self, name: str) -> Operation:
+        """Return an operation that there is already; raise InvalidInputError that names the others."""
+        if (operation := self._by_name.get(name)) is None:
+            known = ", ".join(sorted(self._by_name)) or "none yet"
+            raise InvalidInputError(f"operation {name!r} is not known; known: {known}")
+        return operation
 
     def configure(self, name: str, config: OperationConfig) -> None:
         """Give an operation its own policies from now on; raise ConfigurationError past the bound."""

@@ -1,7 +1,7 @@
 """The protected call: the order of the policies, and its fast path.
 
     draining? -> track -> rate limits -> resources -> permits        admission: cheap, in process
-      -> total deadline -> retry -> breaker -> attempt timeout -> the engine's operation
+      -> total deadline -> fallback -> retry -> breaker -> attempt timeout -> the engine's operation
 
 Each step either lets the call pass or raises; whatever was taken is given back in a `finally`.
 Cancellation and exits pass through, recorded, and count against nobody. The first attempt runs
@@ -11,26 +11,27 @@ directly; tenacity is entered only after it has failed. Async and sync share eve
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from llmkg_otel import call as current
-from llmkg_otel._threads import in_daemon_thread
+from llmkg_otel._bodies import awaitable, is_async
 from llmkg_otel._watch import Watch
-from llmkg_otel.errors import InvalidInputError, LlmkgOtelError, OperationTimeoutError
+from llmkg_otel.errors import CircuitOpenError, InvalidInputError, LlmkgOtelError, OperationTimeoutError
+from llmkg_otel.events import TimeLimitIgnored
+from llmkg_otel.recovery.fallback import fall_back, fall_back_sync
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
-    from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
     from llmkg_otel.operation import Operation
     from llmkg_otel.recovery.breaker import Ticket
+    from llmkg_otel.recovery.fallback import Ladder
     from llmkg_otel.shutdown.calls import ActiveCalls
 
 __all__ = ["Pipeline"]
@@ -62,9 +63,14 @@ class Pipeline:
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
 
-    async def run(self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T]) -> T:
-        """Run a call of `op`; `body` is a coroutine function, or a sync one, which gets a thread."""
-        target = body if _is_async(body) else partial(_in_thread, call, body)
+    async def run(
+        self, op: Operation, call: Call, body: Callable[[], Awaitable[T] | T], ladder: Ladder[T] | None = None
+    ) -> T:
+        """Run a call of `op`; `body` is a coroutine function, or a sync one, which gets a thread.
+
+        `ladder` names what may answer instead when the engine fails, in order.
+        """
+        target = awaitable(call, body)
         call.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
         error: BaseException | None = None
         token = current.enter(call)
@@ -81,17 +87,12 @@ class Pipeline:
                     held += 1
                 try:
                     return await self._attempt(op, call, task, target)
-                except Exception as failure:
-                    if self._is_final(op, call, failure):
-                        raise
+                except Exception as failure:  # noqa: BLE001 - it is raised again unless something answers
                     again = partial(self._attempt, op, call, task, target)
-                    return await op.retry.resume(call, failure, again, self.caller_errors)
+                    return await self._recover(op, call, failure, again, ladder)
             finally:
                 call.ended = True
-                if call.thread is None:
-                    _give_back(pools[:held])
-                else:
-                    call.thread.add_done_callback(partial(_give_back, pools[:held]))
+                op.give_back(pools[:held], call)
                 self._calls.leave(call)
         except BaseException as raised:
             error = raised
@@ -101,9 +102,11 @@ class Pipeline:
             current.leave(token)
             error = None  # it refers to this frame, which would refer to it
 
-    def run_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
+    def run_sync(
+        self, op: Operation, call: Call, body: Callable[[], T], ladder: Ladder[T] | None = None
+    ) -> T:
         """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
-        if _is_async(body):
+        if is_async(body):
             raise InvalidInputError(
                 f"{op.name}: an async operation needs `await execute_protected_operation`"
             )
@@ -122,14 +125,12 @@ class Pipeline:
                     held += 1
                 try:
                     return self._attempt_sync(op, call, body)
-                except Exception as failure:
-                    if self._is_final(op, call, failure):
-                        raise
+                except Exception as failure:  # noqa: BLE001 - it is raised again unless something answers
                     again = partial(self._attempt_sync, op, call, body)
-                    return op.retry.resume_sync(call, failure, again, self.caller_errors)
+                    return self._recover_sync(op, call, failure, again, ladder)
             finally:
                 call.ended = True
-                _give_back(pools[:held])
+                op.give_back(pools[:held], call)
                 self._calls.leave(call)
         except BaseException as raised:
             error = raised
@@ -138,6 +139,41 @@ class Pipeline:
             self._observer.call_ended(call, error)
             current.leave(token)
             error = None  # it refers to this frame, which would refer to it
+
+    async def _recover(
+        self,
+        op: Operation,
+        call: Call,
+        failure: Exception,
+        again: Callable[[], Awaitable[T]],
+        ladder: Ladder[T] | None,
+    ) -> T:
+        """Try again, then go down the ladder; when nothing answers, raise the last failure itself."""
+        try:
+            if self._is_final(op, call, failure):
+                raise failure  # noqa: TRY301 - so that both ways in share what follows
+            return await op.retry.resume(call, failure, again, self.caller_errors)
+        except Exception as last:
+            if not ladder or not self._may_fall_back(last, call):
+                raise
+            return await fall_back(call, last, ladder, self._observer)
+
+    def _recover_sync(
+        self,
+        op: Operation,
+        call: Call,
+        failure: Exception,
+        again: Callable[[], T],
+        ladder: Ladder[T] | None,
+    ) -> T:
+        try:
+            if self._is_final(op, call, failure):
+                raise failure  # noqa: TRY301 - so that both ways in share what follows
+            return op.retry.resume_sync(call, failure, again, self.caller_errors)
+        except Exception as last:
+            if not ladder or not self._may_fall_back(last, call):
+                raise
+            return fall_back_sync(call, last, ladder, self._observer)
 
     def _is_final(self, op: Operation, call: Call, failure: Exception) -> bool:
         """Say whether a first failure is not tenacity's business: not reached, or the caller's mistake."""
@@ -194,6 +230,8 @@ class Pipeline:
                 self._observer.attempt_ended(span, raised)
             raise
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        if (seconds := time.monotonic() - started) > op.attempt_timeout:
+            self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
@@ -206,17 +244,16 @@ class Pipeline:
         else:
             op.breaker.ignored(ticket)
 
+    def _may_fall_back(self, error: Exception, call: Call) -> bool:
+        """Say whether another answer may stand in: the engine fails, or its circuit is open."""
+        return isinstance(error, CircuitOpenError) or self._blames_engine(error, call)
+
     def _blames_engine(self, error: BaseException, call: Call) -> TypeGuard[Exception]:
         if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
             return False
         if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
             return not call.hurried  # else its caller gave it less time than it is allowed
         return not isinstance(error, LlmkgOtelError) or error.blames_engine
-
-
-def _give_back(pools: tuple[PermitPool, ...], _thread: object = None) -> None:
-    for pool in pools:
-        pool.release()
 
 
 def _time_left(op: Operation, call: Call) -> float:
@@ -231,33 +268,3 @@ def _timeout(op: Operation, call: Call, seconds: float) -> OperationTimeoutError
     if seconds < op.attempt_timeout:
         return OperationTimeoutError(op.name, "deadline", call.timeout)
     return OperationTimeoutError(op.name, "attempt", seconds)
-
-
-def _is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awaitable[T]]]:
-    code = getattr(body, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
-    if code is not None:
-        return bool(code.co_flags & inspect.CO_COROUTINE)
-    return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(getattr(body, "__call__", None))  # noqa: B004 - not a test for callable
-
-
-async def _in_thread(call: Call, body: Callable[[], Any]) -> Any:
-    """Run a sync callable in a worker thread, with the caller's context; await what it returns, if need be.
-
-    A cancelled or timed-out call leaves its thread to finish: Python has no way to stop it. Until then
-    the call's permits stay taken, and it is not retried: a hung engine would get ever more threads.
-    """
-
-    def outcome() -> tuple[Any, BaseException | None]:
-        try:
-            return body(), None
-        except BaseException as error:  # noqa: BLE001 - a future would not carry every one as it is
-            return None, error
-
-    call.thread = in_daemon_thread(outcome, "llmkg-operation")
-    result, error = await asyncio.wrap_future(call.thread)
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame
-    return await result if inspect.isawaitable(result) else result

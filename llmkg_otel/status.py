@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.promql.histogram import bucket_quantile
+from llmkg_otel.telemetry.semconv import BREAKER_OUTCOMES
 
 if TYPE_CHECKING:
     from llmkg_otel.operation import Operation
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.telemetry.collected import Samples
 
-__all__ = ["system_status"]
+__all__ = ["breaker_status", "system_status"]
 
 # Prometheus names of the contract's instruments, as the exporter gives them.
 DURATION = "llmkg_operation_duration_seconds"
@@ -85,6 +86,11 @@ def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:
     }
     succeeded = calls - sum(failures.values())
     retried = samples.named("llmkg_retry_calls_total", name=op.name)
+    fallbacks = {
+        name: sample.value
+        for sample in samples.named(f"{DURATION}_count", **{OPERATION: op.name})
+        if (name := sample.labels.get("llmkg_fallback_name"))
+    }
     return {
         "circuit_breaker": op.breaker.state,
         "consecutive_failures": op.breaker.consecutive_failures,
@@ -92,7 +98,31 @@ def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:
         "succeeded": succeeded,
         "failed": failures,
         "success_rate": succeeded / calls if calls else None,
+        "attempts": sum(_breaker_calls(op, samples).values()) - _breaker_calls(op, samples)["rejected"],
+        "recovered": samples.total("llmkg_retry_calls_total", name=op.name, outcome="recovered"),
+        "answered_by_fallback": fallbacks,
+        "abandoned_threads": samples.total("llmkg_operation_abandoned", **{OPERATION: op.name}),
         "retries": {sample.labels["outcome"]: sample.value for sample in retried},
+    }
+
+
+def breaker_status(op: Operation, samples: Samples) -> dict[str, Any]:
+    """Return the state of one operation's breaker, JSON-ready."""
+    return {
+        "name": op.name,
+        "state": op.breaker.state,
+        "consecutive_failures": op.breaker.consecutive_failures,
+        "opened_by": op.breaker.opened_by,
+        "retry_after_seconds": op.breaker.retry_after,
+        "window": dict(op.breaker.rates),
+        "calls": _breaker_calls(op, samples),
+    }
+
+
+def _breaker_calls(op: Operation, samples: Samples) -> dict[str, float]:
+    return {
+        outcome: samples.total("llmkg_circuit_breaker_calls_total", name=op.name, outcome=outcome)
+        for outcome in BREAKER_OUTCOMES
     }
 
 

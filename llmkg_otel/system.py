@@ -26,7 +26,7 @@ from llmkg_otel.pipeline import Pipeline
 from llmkg_otel.recovery.budget import RetryBudget
 from llmkg_otel.shutdown.calls import ActiveCalls
 from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
-from llmkg_otel.status import system_status
+from llmkg_otel.status import breaker_status, system_status
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
 from llmkg_otel.telemetry.setup import set_up_telemetry
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from llmkg_otel.recovery.breaker import CircuitBreaker
+    from llmkg_otel.recovery.fallback import Ladder
     from llmkg_otel.shutdown.report import ShutdownReport
 
 __all__ = ["ProductionSystem", "create_production_system"]
@@ -150,6 +152,8 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        timeout_seconds: float | None = None,
+        fallbacks: Ladder[T] | None = None,
         enrich_current_span: bool = False,
     ) -> T: ...
 
@@ -161,6 +165,8 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        timeout_seconds: float | None = None,
+        fallbacks: Ladder[T] | None = None,
         enrich_current_span: bool = False,
     ) -> T: ...
 
@@ -171,21 +177,34 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        timeout_seconds: float | None = None,
+        fallbacks: Ladder[T] | None = None,
         enrich_current_span: bool = False,
     ) -> T:
         """Run an operation under all policies and return what it returns.
 
         `operation` is a coroutine function without arguments, or a sync callable, which runs in a worker
         thread that keeps the caller's context. `user_id` is who the per-user rate limit counts; it never
-        reaches telemetry. `correlation_id` goes on spans and logs. `enrich_current_span` is for callers
-        whose own span covers just this call (an MCP server's): it is enriched, and no second one opened.
+        reaches telemetry. `correlation_id` goes on spans and logs. `timeout_seconds` is what the caller
+        allows, if that is less than the operation's own deadline. `fallbacks` are rungs by name, in order,
+        each a callable like `operation`: the first that works answers when the engine fails or its circuit
+        is open; a call that was refused by a limit, or is the caller's mistake, is not answered by them.
+        `enrich_current_span` is for callers whose own span covers just this call (an MCP server's): it is
+        enriched, and no second one opened.
 
         Raises RejectedError (the engine was not reached), OperationTimeoutError (it was, outcome unknown),
         or the operation's own exception, the same object. Emits one span, one `llmkg.operation.duration`.
         """
         op = self.operations.named(operation_name)
-        call = Call(op.name, op.timeout, user_id, correlation_id, span_owner=not enrich_current_span)
-        return await self._pipeline.run(op, call, operation)
+        call = Call(
+            op.name,
+            op.timeout,
+            user_id,
+            correlation_id,
+            allowed=timeout_seconds,
+            span_owner=not enrich_current_span,
+        )
+        return await self._pipeline.run(op, call, operation, fallbacks)
 
     def execute_protected_operation_sync(
         self,
@@ -194,6 +213,8 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        timeout_seconds: float | None = None,
+        fallbacks: Ladder[T] | None = None,
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
 
@@ -201,11 +222,17 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = Call(op.name, op.timeout, user_id, correlation_id)
-        return self._pipeline.run_sync(op, call, operation)
+        call = Call(op.name, op.timeout, user_id, correlation_id, allowed=timeout_seconds)
+        return self._pipeline.run_sync(op, call, operation, fallbacks)
 
-    def protected(self, operation_name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        """Return a decorator that protects every call of a function, async or sync, its signature kept."""
+    def protected(
+        self, operation_name: str, *, fallbacks: Mapping[str, Callable[..., Any]] | None = None
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Return a decorator that protects every call of a function, async or sync, its signature kept.
+
+        `fallbacks` are functions that take the same arguments: see `execute_protected_operation`.
+        """
+        rungs = fallbacks or {}
 
         def decorate(function: Callable[P, T]) -> Callable[P, T]:
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -215,14 +242,18 @@ class ProductionSystem:
                 @functools.wraps(function)
                 async def protected(*args: P.args, **kwargs: P.kwargs) -> Any:
                     body = functools.partial(function, *args, **kwargs)
-                    return await self.execute_protected_operation(operation_name, body)
+                    ladder = {name: functools.partial(rung, *args, **kwargs) for name, rung in rungs.items()}
+                    return await self.execute_protected_operation(operation_name, body, fallbacks=ladder)
 
                 return cast("Callable[P, T]", protected)
 
             @functools.wraps(function)
             def protected_sync(*args: P.args, **kwargs: P.kwargs) -> T:
                 body = functools.partial(function, *args, **kwargs)
-                return self.execute_protected_operation_sync(operation_name, body)
+                ladder: dict[str, Callable[[], T]] = {
+                    name: functools.partial(rung, *args, **kwargs) for name, rung in rungs.items()
+                }
+                return self.execute_protected_operation_sync(operation_name, body, fallbacks=ladder)
 
             return protected_sync
 
@@ -231,6 +262,18 @@ class ProductionSystem:
     def configure_operation(self, operation_name: str, config: OperationConfig) -> None:
         """Give an operation its own policies from now on; its circuit, counts and permits in use stay."""
         self.operations.configure(operation_name, config)
+
+    def circuit_breaker(self, operation_name: str) -> CircuitBreaker:
+        """Return an operation's breaker, to force it open or closed, or to disable it."""
+        return self.operations.named(operation_name).breaker
+
+    def get_circuit_breaker_status(self, operation_name: str) -> dict[str, Any]:
+        """Return one breaker's state, counts and times. JSON-ready; from any thread.
+
+        Keys: state, consecutive_failures, opened_by, retry_after_seconds, window, calls (from the collected
+        metrics). Raises InvalidInputError for an operation that nobody has called or configured.
+        """
+        return breaker_status(self.operations.existing(operation_name), self.telemetry.collected.collect())
 
     def blame_caller_for(self, *errors: type[Exception]) -> None:
         """Treat these exceptions as the caller's mistakes: never retried, never held against the engine."""

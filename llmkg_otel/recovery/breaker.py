@@ -94,6 +94,11 @@ class CircuitBreaker:
         return self._circuit.failures
 
     @property
+    def opened_by(self) -> str | None:
+        """What opened the circuit, in words, while it is open or half open; else None."""
+        return self._circuit.opened_by if self._circuit.state != "closed" else None
+
+    @property
     def rates(self) -> Mapping[str, float]:
         """Of the sliding window: its calls, and the shares that failed and were slow. Empty without one."""
         with self._lock:

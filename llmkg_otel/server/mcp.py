@@ -27,6 +27,9 @@ Limit = Annotated[int, Field(ge=1, le=1000)]
 Confidence = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+RUNGS = {name: {"full_text": {"mode": "text"}} for name in ("hybrid_search", "ask_question")}
+"""What may stand in for a tool that fails: the same one with these arguments."""
+
 INSTRUCTIONS = """\
 A knowledge graph of facts (subject, predicate, object) and passages of text.
 Look things up with find_facts, explore_connections and hybrid_search; ask_question gathers ranked
@@ -47,7 +50,9 @@ def build_server(system: ProductionSystem) -> FastMCP:
         instructions=INSTRUCTIONS,
         version=version("llmkg-otel"),
         auth=_auth(system),
-        middleware=[ProductionMiddleware(system, unprotected=frozenset(tool.__name__ for tool in own))],
+        middleware=[
+            ProductionMiddleware(system, unprotected=frozenset(tool.__name__ for tool in own), rungs=RUNGS)
+        ],
     )
     schemas = {}
     for tool in (*_engine_tools(system.engine), *own):
@@ -97,9 +102,9 @@ def _engine_tools(engine: KnowledgeEngine) -> list[Any]:
         )
         return {"facts": [asdict(fact) for fact in facts]}
 
-    async def ask_question(question: Text, limit: Limit = 10) -> dict[str, Any]:
+    async def ask_question(question: Text, limit: Limit = 10, mode: SearchMode = "hybrid") -> dict[str, Any]:
         """Gather ranked evidence for a question; with an answer in words only if the engine can give one."""
-        hits = await engine.search(question, limit=limit, mode="hybrid")
+        hits = await engine.search(question, limit=limit, mode=mode)
         answer = await engine.answer(question) if isinstance(engine, SupportsAnswer) else None
         return {"answer": answer, "evidence": [_hit(hit) for hit in hits]}
 

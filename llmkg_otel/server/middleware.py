@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import mcp_types
@@ -16,18 +18,33 @@ from opentelemetry.trace import Span, format_trace_id, get_current_span
 from pydantic_core import to_json
 
 from llmkg_otel.call import is_correlation_id
-from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, ResponseTooLargeError, error_type
+from llmkg_otel.errors import (
+    InvalidInputError,
+    LlmkgOtelError,
+    ResourceExhaustedError,
+    ResponseTooLargeError,
+    error_type,
+)
 from llmkg_otel.operation import OTHER
+from llmkg_otel.server.answers import CACHED_ANSWER, Answers, size_of
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmkg_otel.system import ProductionSystem
 
-__all__ = ["CORRELATION_KEY", "ProductionMiddleware"]
+__all__ = ["CORRELATION_KEY", "FALLBACK_KEY", "TIMEOUT_KEY", "ProductionMiddleware"]
 
 CORRELATION_KEY = "llmkg/correlation-id"
 """The key of a request's and an answer's `_meta`; over HTTP, the header `x-correlation-id` too."""
+
+TIMEOUT_KEY = "llmkg/timeout-ms"
+"""The key of a request's `_meta` that says how long its caller will wait, in milliseconds from now."""
+
+FALLBACK_KEY = "llmkg/fallback"
+"""The key of an answer's `_meta` that names the rung which gave it, when the engine could not."""
 
 _CALLERS_MISTAKES = (NotFoundError, ValidationError, ToolError)
 """A ToolError that wraps nothing is a tool's word to its caller, not a failure of the engine."""
@@ -39,14 +56,23 @@ class ProductionMiddleware(Middleware):
     The tool's name is the operation's. Per-user limits count the authenticated subject, else the
     client's address. A refusal or failure becomes a tool result with `isError` whose structured content an
     agent can read: code, reason, scope, limit, retry_after_ms; never a stack trace. Tools named in
-    `unprotected` are measured but always let through: those that tell how the system is.
+    `unprotected` are measured but always let through: those that tell how the system is. `rungs` are what
+    the ladders of `server.fallbacks` may use besides cached_answer: for each tool, by the rung's name,
+    the arguments that it changes.
 
     FastMCP's span of the request is enriched with the call's outcome. Its own marks are kept off the
     attempts inside, or a call that recovered on its second attempt would end as an error.
     """
 
-    def __init__(self, system: ProductionSystem, *, unprotected: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        system: ProductionSystem,
+        *,
+        unprotected: frozenset[str] = frozenset(),
+        rungs: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    ) -> None:
         self._system = system
+        self._answers = Answers(system.config.server, rungs or {})
         self._unprotected = unprotected
         self._known_tools: set[str] = set()
         self._duration = histogram(system.telemetry.meter(), semconv.MCP_OPERATION_DURATION)
@@ -97,23 +123,48 @@ class ProductionMiddleware(Middleware):
         call_next: CallNext[Any, Any],
         correlation: str | None,
     ) -> ToolResult:
-        async def attempt() -> ToolResult:
-            self._check_request(name, context.message.arguments)
+        arguments, user, answers = context.message.arguments, _user(), self._answers
+
+        async def call(arguments: object = arguments) -> ToolResult:
+            message = context.message.model_copy(update={"arguments": arguments})
             try:
                 with suppress_fastmcp_telemetry():
-                    return self._checked(await call_next(context))
+                    return self._checked(await call_next(context.copy(message=message)))
             except ToolError as wrapped:
                 # FastMCP wraps what a tool raises; the policies decide by what was raised.
                 if isinstance(wrapped.__cause__, Exception):
                     raise wrapped.__cause__ from None
                 raise
 
+        async def attempt() -> ToolResult:
+            self._check_request(name, arguments)
+            result = await call()
+            answers.keep(name, user, arguments, result)
+            return result
+
+        async def fallback(rung: str) -> ToolResult:
+            if rung == CACHED_ANSWER:
+                answer = answers.kept(name, user, arguments)
+            else:
+                answer = await call(answers.arguments(name, rung, arguments))
+            return ToolResult(
+                content=answer.content,
+                structured_content=answer.structured_content,
+                meta={**(answer.meta or {}), FALLBACK_KEY: rung},
+            )
+
         return await self._system.execute_protected_operation(
-            name, attempt, user_id=_user(), correlation_id=correlation, enrich_current_span=True
+            name,
+            attempt,
+            user_id=user,
+            correlation_id=correlation,
+            timeout_seconds=_allowed_seconds(context),
+            fallbacks={rung: partial(fallback, rung) for rung in answers.ladder(name)},
+            enrich_current_span=True,
         )
 
     def _check_request(self, operation: str, arguments: object) -> None:
-        size, limit = _size(arguments), self._system.config.resources.max_request_size_bytes
+        size, limit = size_of(arguments), self._system.config.resources.max_request_size_bytes
         if size > limit:
             raise ResourceExhaustedError(
                 f"{operation}: the request has {size} bytes, {limit} are allowed",
@@ -123,7 +174,7 @@ class ProductionMiddleware(Middleware):
             )
 
     def _checked(self, result: ToolResult) -> ToolResult:
-        size = _size(result.content, result.structured_content)
+        size = size_of(result.content, result.structured_content)
         limit = self._system.config.resources.max_response_size_bytes
         if size > limit:
             raise ResponseTooLargeError(f"the answer has {size} bytes, {limit} are allowed: ask for less")
@@ -138,10 +189,6 @@ class ProductionMiddleware(Middleware):
             return False
         self._known_tools.add(name)
         return True
-
-
-def _size(*parts: object) -> int:
-    return sum(len(to_json(part)) for part in parts if part)
 
 
 def _error_result(error: Exception) -> ToolResult:
@@ -172,11 +219,25 @@ def _user() -> str | None:
     return client.host if client is not None else None
 
 
-def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
-    """Return the correlation id of the caller if it sent one and it is well formed."""
+def _meta(context: MiddlewareContext[Any]) -> Mapping[str, Any]:
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     meta = request.meta if request is not None else None
-    given = meta.get(CORRELATION_KEY) if isinstance(meta, dict) else None
+    return meta if isinstance(meta, dict) else {}
+
+
+def _allowed_seconds(context: MiddlewareContext[Any]) -> float | None:
+    """Return how long the caller will wait, if it says so; raise InvalidInputError for what is no time."""
+    given = _meta(context).get(TIMEOUT_KEY)
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise InvalidInputError(f"_meta {TIMEOUT_KEY!r} should be a number of milliseconds above 0")
+    return given / 1000
+
+
+def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
+    """Return the correlation id of the caller if it sent one and it is well formed."""
+    given = _meta(context).get(CORRELATION_KEY)
     if given is None:
         try:
             given = get_http_request().headers.get("x-correlation-id")

@@ -43,6 +43,10 @@ def _callback(system: ProductionSystem, read: Read) -> Callable[[CallbackOptions
 
 def _readings(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
     yield semconv.OPERATION_ACTIVE, lambda: _by(semconv.OPERATION_NAME, _active(system))
+    yield (
+        semconv.OPERATION_ABANDONED,
+        lambda: _by(semconv.OPERATION_NAME, {op.name: len(op.abandoned) for op in system.operations}),
+    )
     yield from _recovery(system)
     yield from _limiting(system)
     yield from _life(system)

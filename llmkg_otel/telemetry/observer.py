@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace import (
@@ -36,6 +36,9 @@ __all__ = ["TelemetryObserver"]
 
 _log = logging.getLogger("llmkg_otel.call")
 
+MAX_FALLBACKS = 50
+"""Names of rungs in telemetry; all further ones are `_OTHER`."""
+
 
 class TelemetryObserver:
     """Writes every report to OpenTelemetry and to the log; an error in here never reaches a call.
@@ -52,6 +55,7 @@ class TelemetryObserver:
         self._opened_by: dict[str, SpanContext] = {}
         self._shutdown_span: Span | None = None
         self._failed_hooks: set[tuple[str, str]] = set()
+        self._fallbacks: set[str] = set()
 
     def call_started(self, call: Call) -> None:
         """Open the call's span and make it current, or adopt the span that covers the call already."""
@@ -79,8 +83,10 @@ class TelemetryObserver:
         seconds = time.monotonic() - call.started
         try:
             attributes = self._attributes[call.operation]
-            if error is None:
+            if error is None and call.fallback is None:
                 self._duration.record(seconds, attributes)
+            elif error is None:
+                self._duration.record(seconds, attributes | self._mark_fallback(call))
             else:
                 kind = error_type(error)
                 self._duration.record(seconds, {**attributes, semconv.ERROR_TYPE: kind})
@@ -150,6 +156,17 @@ class TelemetryObserver:
         if isinstance(error, CircuitOpenError) and (opened_by := self._opened_by.get(error.operation)):
             span.add_link(opened_by)
         self._records.rejected(call.operation, error)
+
+    def _mark_fallback(self, call: Call) -> dict[str, str]:
+        """Tell the span what answered and why; return what the metric is told."""
+        name = cast("str", call.fallback)
+        if name not in self._fallbacks:
+            name = name if len(self._fallbacks) < MAX_FALLBACKS else semconv.OTHER
+            self._fallbacks.add(name)
+        call.span.set_attribute(semconv.FALLBACK_NAME, name)
+        if call.failure is not None:
+            call.span.set_attribute(semconv.FALLBACK_REASON, error_type(call.failure))
+        return {semconv.FALLBACK_NAME: name}
 
     def _trace_shutdown(self, event: LifecycleChanged | ShutdownPhaseEnded) -> None:
         """Keep one span over the phases of a shutdown, ended before the flush that sends it."""

@@ -13,12 +13,14 @@ from llmkg_otel.events import (
     AlertChanged,
     BreakerTransitioned,
     Event,
+    FallbackFailed,
     HealthChanged,
     HealthChecked,
     LifecycleChanged,
     PermitWaited,
     RetryScheduled,
     ShutdownPhaseEnded,
+    TimeLimitIgnored,
 )
 from llmkg_otel.telemetry import semconv
 
@@ -87,6 +89,29 @@ class Records:
     @write.register
     def _(self, event: PermitWaited) -> None:
         self._instruments.permit_wait_time.record(event.seconds, {"pool": event.pool})
+
+    @write.register
+    def _(self, event: TimeLimitIgnored) -> None:
+        what = "has returned" if event.returned else "was given up, and its thread runs on"
+        _emit(
+            logging.WARNING,
+            semconv.TIME_LIMIT_IGNORED,
+            f"{event.operation}: a sync operation {what} after {event.seconds:.3f} s",
+            operation=event.operation,
+            seconds=event.seconds,
+            returned=event.returned,
+        )
+
+    @write.register
+    def _(self, event: FallbackFailed) -> None:
+        _emit(
+            logging.WARNING,
+            semconv.FALLBACK_FAILED,
+            f"{event.operation}: the fallback {event.fallback} failed too",
+            operation=event.operation,
+            fallback=event.fallback,
+            **{semconv.ERROR_TYPE: event.error_type},
+        )
 
     @write.register
     def _(self, event: HealthChecked) -> None:

@@ -28,6 +28,8 @@ CORRELATION_ID = "llmkg.correlation.id"
 ATTEMPTS = "llmkg.operation.attempts"
 REJECTION_SCOPE = "llmkg.rejection.scope"
 RETRY_AFTER = "llmkg.rejection.retry_after"
+FALLBACK_NAME = "llmkg.fallback.name"
+FALLBACK_REASON = "llmkg.fallback.reason"
 DB_SYSTEM = "db.system.name"
 DB_OPERATION = "db.operation.name"
 MCP_METHOD = "mcp.method.name"
@@ -59,6 +61,8 @@ ALERT_STATES = ("inactive", "pending", "firing", "unknown")
 # Events (log records with an event name)
 BREAKER_STATE_CHANGED = "llmkg.circuit_breaker.state_changed"
 RETRY_SCHEDULED = "llmkg.retry.scheduled"
+TIME_LIMIT_IGNORED = "llmkg.operation.time_limit_ignored"
+FALLBACK_FAILED = "llmkg.fallback.failed"
 RATE_LIMIT_REJECTED = "llmkg.rate_limit.rejected"
 HEALTH_STATE_CHANGED = "llmkg.health.state_changed"
 SHUTDOWN_STARTED = "llmkg.shutdown.started"
@@ -117,10 +121,16 @@ def _live(name: str, unit: str, description: str, attributes: Mapping[str, Value
 OPERATION_DURATION = _duration(
     "llmkg.operation.duration",
     "Protected calls, refused and cancelled ones included.",
-    {OPERATION_NAME: None, ERROR_TYPE: None},
+    {OPERATION_NAME: None, ERROR_TYPE: None, FALLBACK_NAME: None},
 )
 OPERATION_ACTIVE = _live(
     "llmkg.operation.active", "{operation}", "Protected calls in flight.", {OPERATION_NAME: None}
+)
+OPERATION_ABANDONED = _live(
+    "llmkg.operation.abandoned",
+    "{thread}",
+    "Threads of sync operations whose calls were given up; each keeps its permits until it ends.",
+    {OPERATION_NAME: None},
 )
 BREAKER_STATUS = _state(
     "llmkg.circuit_breaker.status",

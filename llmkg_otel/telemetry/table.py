@@ -12,6 +12,7 @@ from llmkg_otel.errors import (
     OverloadedError,
     RateLimitedError,
     ResourceExhaustedError,
+    ResponseTooLargeError,
     ShuttingDownError,
 )
 from llmkg_otel.telemetry import semconv
@@ -32,6 +33,7 @@ _ERRORS = (
     ShuttingDownError,
     OperationTimeoutError,
     InvalidInputError,
+    ResponseTooLargeError,
 )
 _INTRODUCTION = f"""# Telemetry
 
@@ -68,9 +70,12 @@ SPANS = (
             semconv.ERROR_TYPE,
             semconv.REJECTION_SCOPE,
             semconv.RETRY_AFTER,
+            semconv.FALLBACK_NAME,
+            semconv.FALLBACK_REASON,
         ),
         "A protected call, refused ones included; an MCP server's span is enriched instead. "
-        "A call that an open circuit refused links to the span that opened it.",
+        "A call that an open circuit refused links to the span that opened it; one that a fallback "
+        "answered tells which, and the error type of what failed.",
     ),
     Entry(
         semconv.ATTEMPT_SPAN,
@@ -103,6 +108,18 @@ EVENTS = (
         "INFO",
         ("operation", "attempt", "delay", semconv.ERROR_TYPE),
         "An attempt failed and another follows after `delay` seconds.",
+    ),
+    Entry(
+        semconv.TIME_LIMIT_IGNORED,
+        "WARN",
+        ("operation", "seconds", "returned"),
+        "A sync operation ran past its time limit: it has returned now, or its thread runs on.",
+    ),
+    Entry(
+        semconv.FALLBACK_FAILED,
+        "WARN",
+        ("operation", "fallback", semconv.ERROR_TYPE),
+        "A rung of a fallback ladder failed too; the next one follows, if there is one.",
     ),
     Entry(
         semconv.RATE_LIMIT_REJECTED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 USER = "user-7f3a-planted"
-OPERATIONS = {"steady", "flaky", "doomed", "narrow", "limited"}
+OPERATIONS = {"steady", "flaky", "doomed", "narrow", "limited", "laddered", "overdue"}
 ALERT = """
 groups:
   - name: planted
@@ -76,6 +77,7 @@ def configuration(rule_file: Path) -> ProductionConfig:
         operations={
             "limited": OperationConfig(rate_limit=once),
             "narrow": OperationConfig(max_concurrent=1),
+            "overdue": OperationConfig(circuit_breaker=CircuitBreakerConfig(timeout=0.001)),
         },
     )
 
@@ -119,6 +121,8 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
     for _ in range(2):
         await call("doomed", fails)
         await call("limited", lambda: None)
+    await fall_back(system, fails)
+    overrun(system)
     turn = threading.Event()
     first = asyncio.create_task(call("narrow", turn.wait))
     await asyncio.sleep(0)
@@ -139,6 +143,16 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
     await asyncio.wait({hanging})
     await call("steady", lambda: None)
     return text
+
+
+async def fall_back(system: ProductionSystem, fails: Callable[[], Any]) -> None:
+    rungs: dict[str, Callable[[], None]] = {"broken": fails, "cached": lambda: None}
+    await system.execute_protected_operation("laddered", fails, fallbacks=rungs)
+
+
+def overrun(system: ProductionSystem) -> None:
+    """Let a sync operation return after its time."""
+    system.execute_protected_operation_sync("overdue", lambda: time.sleep(0.002))
 
 
 def break_telemetry_once(telemetry: CapturedTelemetry) -> None:
@@ -210,7 +224,7 @@ def test_every_metric_of_the_contract_is_emitted(exported: Exported) -> None:
 def test_attributes_are_text_with_the_contracts_keys_and_values(exported: Exported) -> None:
     for metric in exported.metrics:
         allowed = BY_NAME[metric.name].attributes
-        optional = {"error.type"} & set(allowed)
+        optional = {"error.type", "llmkg.fallback.name"} & set(allowed)
         for _, attributes in points(metric):
             assert set(allowed) - optional <= set(attributes) <= set(allowed), metric.name
             for key, value in attributes.items():

@@ -1,0 +1,56 @@
+"""What a protected call runs: a coroutine function on the loop, or a sync callable in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+from llmkg_otel._threads import in_daemon_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llmkg_otel.call import Call
+
+__all__ = ["awaitable", "is_async"]
+
+T = TypeVar("T")
+
+
+def is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awaitable[T]]]:
+    """Say whether calling it gives a coroutine; else it is sync, and might block the loop."""
+    code = getattr(body, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
+    if code is not None:
+        return bool(code.co_flags & inspect.CO_COROUTINE)
+    return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(getattr(body, "__call__", None))  # noqa: B004 - not a test for callable
+
+
+def awaitable(call: Call, body: Callable[[], Awaitable[T] | T]) -> Callable[[], Awaitable[T]]:
+    """Return what can be awaited on the loop: the body itself, or its run in a thread."""
+    return body if is_async(body) else partial(_in_thread, call, body)
+
+
+async def _in_thread(call: Call, body: Callable[[], Any]) -> Any:
+    """Run a sync callable in a worker thread, with the caller's context; await what it returns, if need be.
+
+    A cancelled or timed-out call leaves its thread to finish: Python has no way to stop it. Until then
+    the call's permits stay taken, and it is not retried: a hung engine would get ever more threads.
+    """
+
+    def outcome() -> tuple[Any, BaseException | None]:
+        try:
+            return body(), None
+        except BaseException as error:  # noqa: BLE001 - a future would not carry every one as it is
+            return None, error
+
+    thread = in_daemon_thread(outcome, "llmkg-operation")
+    call.threads = (*call.threads, thread)
+    result, error = await asyncio.wrap_future(thread)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,57 @@
+"""What answers instead when the engine cannot: a ladder of rungs, tried in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from llmkg_otel._bodies import awaitable, is_async
+from llmkg_otel.errors import InvalidInputError, error_type
+from llmkg_otel.events import FallbackFailed, Observer
+
+if TYPE_CHECKING:
+    from llmkg_otel.call import Call
+
+__all__ = ["Ladder", "fall_back", "fall_back_sync"]
+
+T = TypeVar("T")
+Ladder = Mapping[str, Callable[[], Awaitable[T] | T]]
+"""Rungs by name, in order. A name goes on the span and the metric: it is code's, never data's."""
+
+
+async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer: Observer) -> T:
+    """Return what the first rung that works gives, within what is left of the call's time.
+
+    A rung is tried once, under the call's permits, and past its circuit: it may be another engine, or
+    none. When every rung fails, or no time is left, the first failure itself is raised.
+    """
+    for name, rung in ladder.items():
+        if call.remaining() <= 0:
+            break
+        try:
+            async with asyncio.timeout(call.remaining()):
+                answer = await awaitable(call, rung)()
+        except Exception as error:  # noqa: BLE001 - the next rung is there for that
+            observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
+            continue
+        call.fallback, call.failure = name, failure
+        return answer
+    raise failure
+
+
+def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: Observer) -> T:
+    """Do the same in the calling thread; the deadline is looked at before each rung."""
+    for name, rung in ladder.items():
+        if is_async(rung):
+            raise InvalidInputError(f"{call.operation}: fallback {name} is async, its operation is not")
+        if call.remaining() <= 0:
+            break
+        try:
+            answer = cast("T", rung())
+        except Exception as error:  # noqa: BLE001 - the next rung is there for that
+            observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
+            continue
+        call.fallback, call.failure = name, failure
+        return answer
+    raise failure
