@@ -226,6 +226,8 @@ class OperationConfig(Section):
 
     `timeout` is the total deadline (seconds) over all attempts. `idempotent` says that repeating the
     operation after an unknown outcome (a timeout) is harmless: only then is a timeout retried.
+    `fallbacks` is the ladder of the MCP tool of this name, in order: "cached_answer" (what the same caller
+    got for the same arguments), or what the tool offers ("full_text" of hybrid_search and ask_question).
     """
 
     rate_limit: RateLimitRule | None = None
@@ -234,6 +236,7 @@ class OperationConfig(Section):
     timeout: Seconds | None = None
     max_concurrent: Count | None = None
     idempotent: bool = False
+    fallbacks: tuple[str, ...] = ()
 
 
 class EngineConfig(Section):
@@ -247,10 +250,8 @@ class ServerConfig(Section):
     """Addresses of the MCP server and of the operators' port, and who may call.
 
     `jwks_uri` (with `issuer` and `audience`) verifies JSON Web Tokens; `auth_tokens` on the root is
-    the simple alternative. `fallbacks` has the ladders of tools, each in order: "cached_answer" (what the
-    same caller got for the same arguments, `cached_answer_seconds` ago at most), and what the tool offers
-    ("full_text" of hybrid_search and ask_question). `operator_token` opens /status when the operators'
-    port is not on loopback.
+    the simple alternative. `operator_token` opens /status when the operators' port is not on
+    loopback. A fallback to a cached answer takes one that is `cached_answer_seconds` old at most.
     """
 
     host: str = "127.0.0.1"
@@ -261,7 +262,6 @@ class ServerConfig(Section):
     jwks_uri: str | None = Field(default=None, pattern=r"^https?://")
     issuer: str | None = None
     audience: str | None = None
-    fallbacks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     cached_answer_seconds: Seconds = 300.0
     operator_token: SecretStr | None = Field(default=None, min_length=16)
     insecure: bool = False

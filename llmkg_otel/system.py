@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call
 from llmkg_otel.config import OperationConfig, ProductionConfig
+from llmkg_otel.decorate import decorator
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.health.checks import register_own_checks
 from llmkg_otel.health.monitor import Check, HealthMonitor
@@ -232,32 +232,7 @@ class ProductionSystem:
 
         `fallbacks` are functions that take the same arguments: see `execute_protected_operation`.
         """
-        rungs = fallbacks or {}
-
-        def decorate(function: Callable[P, T]) -> Callable[P, T]:
-            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-                raise ConfigurationError(f"{function.__qualname__} is a generator: protect what consumes it")
-            if inspect.iscoroutinefunction(function):
-
-                @functools.wraps(function)
-                async def protected(*args: P.args, **kwargs: P.kwargs) -> Any:
-                    body = functools.partial(function, *args, **kwargs)
-                    ladder = {name: functools.partial(rung, *args, **kwargs) for name, rung in rungs.items()}
-                    return await self.execute_protected_operation(operation_name, body, fallbacks=ladder)
-
-                return cast("Callable[P, T]", protected)
-
-            @functools.wraps(function)
-            def protected_sync(*args: P.args, **kwargs: P.kwargs) -> T:
-                body = functools.partial(function, *args, **kwargs)
-                ladder: dict[str, Callable[[], T]] = {
-                    name: functools.partial(rung, *args, **kwargs) for name, rung in rungs.items()
-                }
-                return self.execute_protected_operation_sync(operation_name, body, fallbacks=ladder)
-
-            return protected_sync
-
-        return decorate
+        return decorator(self, operation_name, fallbacks or {})
 
     def configure_operation(self, operation_name: str, config: OperationConfig) -> None:
         """Give an operation its own policies from now on; its circuit, counts and permits in use stay."""

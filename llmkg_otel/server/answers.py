@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fastmcp.tools.base import ToolResult
 
-    from llmkg_otel.config import ServerConfig
+    from llmkg_otel.config import ProductionConfig
 
 __all__ = ["CACHED_ANSWER", "Answers", "size_of"]
 
@@ -38,12 +38,14 @@ class Answers:
     ConfigurationError for a rung that a tool does not have.
     """
 
-    def __init__(self, config: ServerConfig, rungs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        self._ladders = config.fallbacks
+    def __init__(
+        self, config: ProductionConfig, rungs: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    ) -> None:
+        self._ladders = {tool: operation.fallbacks for tool, operation in config.operations.items()}
         self._rungs = rungs
         self._cache: TTLCache[bytes, ToolResult] = TTLCache(
             CACHE_BYTES,
-            config.cached_answer_seconds,
+            config.server.cached_answer_seconds,
             getsizeof=lambda answer: size_of(answer.content, answer.structured_content),
         )
         for tool, ladder in self._ladders.items():
@@ -51,7 +53,7 @@ class Answers:
             for rung in ladder:
                 if rung not in known:
                     raise ConfigurationError(
-                        f"server.fallbacks.{tool} = {rung!r}: should be one of {', '.join(known)}"
+                        f"operations.{tool}.fallbacks = {rung!r}: should be one of {', '.join(known)}"
                     )
 
     def ladder(self, tool: str) -> tuple[str, ...]:

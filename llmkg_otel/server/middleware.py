@@ -57,8 +57,8 @@ class ProductionMiddleware(Middleware):
     client's address. A refusal or failure becomes a tool result with `isError` whose structured content an
     agent can read: code, reason, scope, limit, retry_after_ms; never a stack trace. Tools named in
     `unprotected` are measured but always let through: those that tell how the system is. `rungs` are what
-    the ladders of `server.fallbacks` may use besides cached_answer: for each tool, by the rung's name,
-    the arguments that it changes.
+    the ladders of `operations.{tool}.fallbacks` may use besides cached_answer: for each tool, by the
+    rung's name, the arguments that it changes.
 
     FastMCP's span of the request is enriched with the call's outcome. Its own marks are kept off the
     attempts inside, or a call that recovered on its second attempt would end as an error.
@@ -72,7 +72,7 @@ class ProductionMiddleware(Middleware):
         rungs: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     ) -> None:
         self._system = system
-        self._answers = Answers(system.config.server, rungs or {})
+        self._answers = Answers(system.config, rungs or {})
         self._unprotected = unprotected
         self._known_tools: set[str] = set()
         self._duration = histogram(system.telemetry.meter(), semconv.MCP_OPERATION_DURATION)

@@ -48,9 +48,14 @@ async def engine(tmp_path: Path) -> AsyncIterator[Moody]:
     await engine.aclose()
 
 
-def system_of(engine: Any, telemetry: CapturedTelemetry, **server: Any) -> ProductionSystem:
+def system_of(
+    engine: Any, telemetry: CapturedTelemetry, ladders: dict[str, list[str]], **server: Any
+) -> ProductionSystem:
     config = ProductionConfig(
-        retry={"max_retries": 0}, circuit_breaker={"failure_threshold": 100}, server=server
+        retry={"max_retries": 0},
+        circuit_breaker={"failure_threshold": 100},
+        server=server,
+        operations={tool: {"fallbacks": ladder} for tool, ladder in ladders.items()},
     )
     return ProductionSystem(
         engine, config, tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider
@@ -64,7 +69,7 @@ async def test_a_failing_search_falls_back_to_full_text_and_then_to_what_it_said
     engine: Moody, telemetry: CapturedTelemetry
 ) -> None:
     query, numbers = {"query": "Paris"}, count()
-    system = system_of(engine, telemetry, fallbacks=LADDER)
+    system = system_of(engine, telemetry, LADDER)
     async with Client(build_server(system)) as client:
 
         async def searched(**arguments: Any) -> Any:
@@ -103,11 +108,11 @@ async def test_a_failing_search_falls_back_to_full_text_and_then_to_what_it_said
     [
         (
             {"hybrid_search": ["vectors"]},
-            "server.fallbacks.hybrid_search = 'vectors': should be one of full_text",
+            "operations.hybrid_search.fallbacks = 'vectors': should be one of full_text",
         ),
         (
             {"store_fact": ["full_text"]},
-            "server.fallbacks.store_fact = 'full_text': should be one of cached_answer",
+            "operations.store_fact.fallbacks = 'full_text': should be one of cached_answer",
         ),
     ],
 )
@@ -115,7 +120,7 @@ def test_a_rung_that_a_tool_does_not_have_is_refused_at_the_start(
     ladder: dict[str, Any], told: str, engine: Moody, telemetry: CapturedTelemetry
 ) -> None:
     with pytest.raises(ConfigurationError, match=told):
-        build_server(system_of(engine, telemetry, fallbacks=ladder))
+        build_server(system_of(engine, telemetry, ladder))
 
 
 async def test_an_answer_is_kept_for_its_time_and_for_who_got_it(
@@ -130,8 +135,7 @@ async def test_an_answer_is_kept_for_its_time_and_for_who_got_it(
         return f"for {user}"
 
     monkeypatch.setattr("llmkg_otel.server.middleware._user", lambda: user)
-    kept = {"fallbacks": {"work": ["cached_answer"]}}
-    system = system_of(None, telemetry, **kept, cached_answer_seconds=60)
+    system = system_of(None, telemetry, {"work": ["cached_answer"]}, cached_answer_seconds=60)
     middleware = ProductionMiddleware(system)
     server.add_middleware(middleware)
     async with Client(server) as client:
@@ -156,7 +160,7 @@ async def test_a_callers_deadline_ends_its_call_and_nobody_elses(telemetry: Capt
     async def work() -> None:
         await asyncio.Event().wait()
 
-    system = system_of(None, telemetry)
+    system = system_of(None, telemetry, {})
     server.add_middleware(ProductionMiddleware(system))
     async with Client(server) as client:
         late = await client.call_tool("work", meta={TIMEOUT_KEY: 20}, raise_on_error=False)
