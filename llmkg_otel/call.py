@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import Future
 
+    from llmkg_otel.limiting.waiting import Criticality
+
 __all__ = ["Call", "current_call", "is_correlation_id", "remaining_time"]
 
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
@@ -39,6 +41,7 @@ class Call:
     __slots__ = (
         "attempts",
         "correlation_id",
+        "criticality",
         "deadline",
         "ended",
         "failure",
@@ -64,6 +67,7 @@ class Call:
         correlation_id: str | None = None,
         *,
         allowed: float | None = None,
+        criticality: Criticality = "default",
         span_owner: bool = True,
     ) -> None:
         if allowed is not None and not 0 < allowed < math.inf:
@@ -86,6 +90,7 @@ class Call:
                 self.deadline, self.hurried = parent.deadline, True
             self.user_id = user_id or parent.user_id
             self.correlation_id = correlation_id or parent.correlation_id
+        self.criticality = criticality
         self.span_owner = span_owner
         self.attempts = 0
         self.ended: bool = False

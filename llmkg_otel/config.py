@@ -32,6 +32,7 @@ __all__ = [
     "CircuitBreakerConfig",
     "EngineConfig",
     "HealthCheckConfig",
+    "LoadSheddingConfig",
     "MonitoringConfig",
     "OperationConfig",
     "ProductionConfig",
@@ -174,6 +175,21 @@ class ResourceLimits(Section):
     operation_timeout_seconds: Seconds = 30.0
 
 
+class LoadSheddingConfig(Section):
+    """Whether calls are refused when more come than the engine takes well, and which ones first.
+
+    In mode "on" the calls at once follow the engine's slowdown, between `min_concurrent_operations` and
+    the resources' `max_concurrent_operations`; "shadow" only counts what it would refuse. Once calls have
+    waited for permits without a pause for `queue_interval_seconds`, the newest go first, and all but
+    critical ones wait `queue_target_seconds` at most. The more critical go before the less.
+    """
+
+    mode: Literal["off", "shadow", "on"] = "off"
+    min_concurrent_operations: Count = 4
+    queue_interval_seconds: Seconds = 0.1
+    queue_target_seconds: Seconds = 0.02
+
+
 class MonitoringConfig(Section):
     """Logs, and the collected points that status and alerts read.
 
@@ -226,6 +242,7 @@ class OperationConfig(Section):
 
     `timeout` is the total deadline (seconds) over all attempts. `idempotent` says that repeating the
     operation after an unknown outcome (a timeout) is harmless: only then is a timeout retried.
+    `criticality` is how much its calls matter to load shedding, unless a caller says otherwise.
     `fallbacks` is the ladder of the MCP tool of this name, in order: "cached_answer" (what the same caller
     got for the same arguments), or what the tool offers ("full_text" of hybrid_search and ask_question).
     """
@@ -236,6 +253,7 @@ class OperationConfig(Section):
     timeout: Seconds | None = None
     max_concurrent: Count | None = None
     idempotent: bool = False
+    criticality: Literal["critical", "default", "sheddable"] = "default"
     fallbacks: tuple[str, ...] = ()
 
 
@@ -282,6 +300,7 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     monitoring: MonitoringConfig = MonitoringConfig()
     rate_limiting: RateLimitConfig = RateLimitConfig()
     resources: ResourceLimits = ResourceLimits()
+    load_shedding: LoadSheddingConfig = LoadSheddingConfig()
     retry: RetryConfig = RetryConfig()
     circuit_breaker: CircuitBreakerConfig = CircuitBreakerConfig()
     health: HealthCheckConfig = HealthCheckConfig()

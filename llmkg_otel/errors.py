@@ -10,6 +10,7 @@ __all__ = [
     "ConfigurationError",
     "InvalidInputError",
     "LlmkgOtelError",
+    "LoadShedError",
     "OperationTimeoutError",
     "OverloadedError",
     "RateLimitedError",
@@ -87,6 +88,12 @@ class OverloadedError(RejectedError):
     """No permit could be had in time, or too many calls wait for one already."""
 
     reason = "permit_timeout"
+
+
+class LoadShedError(OverloadedError):
+    """More calls came than the engine can take, and this one was among those that were not let in."""
+
+    reason = "shed"
 
 
 class CircuitOpenError(RejectedError):

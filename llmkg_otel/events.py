@@ -24,6 +24,7 @@ __all__ = [
     "Observer",
     "PermitWaited",
     "RetryScheduled",
+    "SheddingLimitChanged",
     "ShutdownPhaseEnded",
     "TimeLimitIgnored",
 ]
@@ -56,6 +57,14 @@ class PermitWaited:
     pool: str
     seconds: float
     acquired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SheddingLimitChanged:
+    """The adaptive limit on calls at once has moved."""
+
+    previous: int
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,7 @@ Event = (
     RetryScheduled
     | BreakerTransitioned
     | PermitWaited
+    | SheddingLimitChanged
     | TimeLimitIgnored
     | FallbackFailed
     | HealthChecked

@@ -64,6 +64,7 @@ class Operation:
         self.rate: TokenBucket | None = None
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
+        self._own_pools: tuple[PermitPool, ...] = ()
         self._permits = permits
         self._observer = observer
         self.configure(config, defaults)
@@ -75,11 +76,16 @@ class Operation:
         self.retry.configure(config.retry or defaults.retry, idempotent=config.idempotent)
         self.timeout = config.timeout or defaults.resources.operation_timeout_seconds
         self.attempt_timeout = breaker.timeout
+        self.criticality = config.criticality
         if config.rate_limit is None or not defaults.rate_limiting.enabled:
             self.rate = None
         elif self.rate is None or self.rate.rule != config.rate_limit:
             self.rate = TokenBucket(config.rate_limit)
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
+
+    def pools_of(self, call: Call) -> tuple[PermitPool, ...]:
+        """Return the pools a call needs a permit of; within a call the common one is had already."""
+        return self._own_pools if call.nested else self.pools
 
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
@@ -96,12 +102,13 @@ class Operation:
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
         if limit is None:
             self.bulkhead = None
-            self.pools = (self._permits,)
+            self._own_pools = ()
         elif self.bulkhead is None:
             self.bulkhead = PermitPool(self.name, limit, max_queued, self._observer)
-            self.pools = (self.bulkhead, self._permits)
+            self._own_pools = (self.bulkhead,)
         else:
             self.bulkhead.resize(limit)
+        self.pools = (*self._own_pools, self._permits)
 
 
 def _release(pools: tuple[PermitPool, ...]) -> None:

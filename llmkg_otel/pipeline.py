@@ -1,6 +1,6 @@
 """The protected call: the order of the policies, and its fast path.
 
-    draining? -> track -> rate limits -> resources -> permits        admission: cheap, in process
+    draining? -> track -> rate limits -> resources -> shed, permits   admission: cheap, in process
       -> total deadline -> fallback -> retry -> breaker -> attempt timeout -> the engine's operation
 
 Each step either lets the call pass or raises; whatever was taken is given back in a `finally`.
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
+    from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
+    from llmkg_otel.limiting.shedding import LoadShedding
     from llmkg_otel.operation import Operation
     from llmkg_otel.recovery.breaker import Ticket
     from llmkg_otel.recovery.fallback import Ladder
@@ -52,12 +54,16 @@ class Pipeline:
         calls: ActiveCalls,
         rates: RateLimits,
         resources: Resources,
+        permits: PermitPool,
+        shedding: LoadShedding | None,
         max_wait: float,
         observer: CallObserver,
     ) -> None:
         self._calls = calls
         self._rates = rates
         self._resources = resources
+        self._permits = permits
+        self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
         self._watch: Watch | None = None
@@ -77,13 +83,14 @@ class Pipeline:
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools, 0
+            pools, held = op.pools_of(call), 0
             try:
                 self._rates.check(op.name, op.rate, call.user_id, call.started)
                 self._resources.check(op.name)
                 for pool in pools:
-                    if not pool.try_acquire():
-                        await pool.acquire(op.name, min(self._max_wait, call.remaining()))
+                    if not pool.try_acquire(call.criticality):
+                        seconds = min(self._max_wait, call.remaining())
+                        await pool.acquire(op.name, seconds, call.criticality)
                     held += 1
                 try:
                     return await self._attempt(op, call, task, target)
@@ -115,13 +122,14 @@ class Pipeline:
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools, 0
+            pools, held = op.pools_of(call), 0
             try:
                 self._rates.check(op.name, op.rate, call.user_id, call.started)
                 self._resources.check(op.name)
                 for pool in pools:
-                    if not pool.try_acquire():
-                        pool.acquire_sync(op.name, min(self._max_wait, call.remaining()))
+                    if not pool.try_acquire(call.criticality):
+                        seconds = min(self._max_wait, call.remaining())
+                        pool.acquire_sync(op.name, seconds, call.criticality)
                     held += 1
                 try:
                     return self._attempt_sync(op, call, body)
@@ -204,6 +212,8 @@ class Pipeline:
             if ours and isinstance(raised, asyncio.CancelledError):
                 timeout = _timeout(op, call, seconds)
             self._report(op, call, ticket, timeout or raised, started)
+            if timeout is not None:
+                self._learn(op, call, started)
             if span is not None:
                 self._observer.attempt_ended(span, timeout or raised)
             if timeout is None:
@@ -212,6 +222,8 @@ class Pipeline:
         if watch.stop(call):
             task.uncancel()
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        if self._shedding is not None:
+            self._learn(op, call, started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
@@ -232,9 +244,16 @@ class Pipeline:
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         if (seconds := time.monotonic() - started) > op.attempt_timeout:
             self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
+        if self._shedding is not None:
+            self._learn(op, call, started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
+
+    def _learn(self, op: Operation, call: Call, started: float) -> None:
+        """Let load shedding know how long the engine took; a call within a call is part of its time."""
+        if self._shedding is not None and not call.nested:
+            self._shedding.finished(op.name, time.monotonic() - started, self._permits)
 
     def _report(
         self, op: Operation, call: Call, ticket: Ticket, error: BaseException, started: float

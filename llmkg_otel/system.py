@@ -21,6 +21,7 @@ from llmkg_otel.health.report import SystemHealthReport, aggregate
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.rates import RateLimits
 from llmkg_otel.limiting.resources import Resources
+from llmkg_otel.limiting.shedding import LoadShedding
 from llmkg_otel.operation import Operations
 from llmkg_otel.pipeline import Pipeline
 from llmkg_otel.recovery.budget import RetryBudget
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from llmkg_otel.limiting.waiting import Criticality
     from llmkg_otel.recovery.breaker import CircuitBreaker
     from llmkg_otel.recovery.fallback import Ladder
     from llmkg_otel.shutdown.report import ShutdownReport
@@ -78,13 +80,25 @@ class ProductionSystem:
         self.rate_limits = RateLimits(config.rate_limiting)
         self.resources = Resources(config.resources)
         limits = config.resources
+        shedding = config.load_shedding
+        self.load_shedding = (
+            None
+            if shedding.mode == "off"
+            else LoadShedding(shedding, limits.max_concurrent_operations, observer)
+        )
         permits = PermitPool(
-            "operations", limits.max_concurrent_operations, limits.max_queued_operations, observer
+            "operations",
+            limits.max_concurrent_operations,
+            limits.max_queued_operations,
+            observer,
+            shedding=self.load_shedding,
         )
         self._pipeline = Pipeline(
             calls=self.calls,
             rates=self.rate_limits,
             resources=self.resources,
+            permits=permits,
+            shedding=self.load_shedding,
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
         )
@@ -154,6 +168,7 @@ class ProductionSystem:
         correlation_id: str | None = None,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
+        criticality: Criticality | None = None,
         enrich_current_span: bool = False,
     ) -> T: ...
 
@@ -167,6 +182,7 @@ class ProductionSystem:
         correlation_id: str | None = None,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
+        criticality: Criticality | None = None,
         enrich_current_span: bool = False,
     ) -> T: ...
 
@@ -179,6 +195,7 @@ class ProductionSystem:
         correlation_id: str | None = None,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
+        criticality: Criticality | None = None,
         enrich_current_span: bool = False,
     ) -> T:
         """Run an operation under all policies and return what it returns.
@@ -189,6 +206,7 @@ class ProductionSystem:
         allows, if that is less than the operation's own deadline. `fallbacks` are rungs by name, in order,
         each a callable like `operation`: the first that works answers when the engine fails or its circuit
         is open; a call that was refused by a limit, or is the caller's mistake, is not answered by them.
+        `criticality` is how much the call matters when load is shed (None: as its operation is configured).
         `enrich_current_span` is for callers whose own span covers just this call (an MCP server's): it is
         enriched, and no second one opened.
 
@@ -202,6 +220,7 @@ class ProductionSystem:
             user_id,
             correlation_id,
             allowed=timeout_seconds,
+            criticality=criticality or op.criticality,
             span_owner=not enrich_current_span,
         )
         return await self._pipeline.run(op, call, operation, fallbacks)
@@ -215,6 +234,7 @@ class ProductionSystem:
         correlation_id: str | None = None,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
+        criticality: Criticality | None = None,
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
 
@@ -222,7 +242,14 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = Call(op.name, op.timeout, user_id, correlation_id, allowed=timeout_seconds)
+        call = Call(
+            op.name,
+            op.timeout,
+            user_id,
+            correlation_id,
+            allowed=timeout_seconds,
+            criticality=criticality or op.criticality,
+        )
         return self._pipeline.run_sync(op, call, operation, fallbacks)
 
     def protected(

@@ -25,6 +25,7 @@ from llmkg_otel.errors import (
     ResponseTooLargeError,
     error_type,
 )
+from llmkg_otel.limiting.waiting import CRITICALITIES
 from llmkg_otel.operation import OTHER
 from llmkg_otel.server.answers import CACHED_ANSWER, Answers, size_of
 from llmkg_otel.telemetry import semconv
@@ -33,15 +34,19 @@ from llmkg_otel.telemetry.instruments import histogram
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmkg_otel.limiting.waiting import Criticality
     from llmkg_otel.system import ProductionSystem
 
-__all__ = ["CORRELATION_KEY", "FALLBACK_KEY", "TIMEOUT_KEY", "ProductionMiddleware"]
+__all__ = ["CORRELATION_KEY", "CRITICALITY_KEY", "FALLBACK_KEY", "TIMEOUT_KEY", "ProductionMiddleware"]
 
 CORRELATION_KEY = "llmkg/correlation-id"
 """The key of a request's and an answer's `_meta`; over HTTP, the header `x-correlation-id` too."""
 
 TIMEOUT_KEY = "llmkg/timeout-ms"
 """The key of a request's `_meta` that says how long its caller will wait, in milliseconds from now."""
+
+CRITICALITY_KEY = "llmkg/criticality"
+"""The key of a request's `_meta` that says how much it matters: critical, default or sheddable."""
 
 FALLBACK_KEY = "llmkg/fallback"
 """The key of an answer's `_meta` that names the rung which gave it, when the engine could not."""
@@ -159,6 +164,7 @@ class ProductionMiddleware(Middleware):
             user_id=user,
             correlation_id=correlation,
             timeout_seconds=_allowed_seconds(context),
+            criticality=_criticality(context),
             fallbacks={rung: partial(fallback, rung) for rung in answers.ladder(name)},
             enrich_current_span=True,
         )
@@ -185,9 +191,11 @@ class ProductionMiddleware(Middleware):
         if name in self._known_tools:
             return True
         server = context.fastmcp_context.fastmcp if context.fastmcp_context else None
-        if server is None or await server.get_tool(name) is None:
+        tool = None if server is None else await server.get_tool(name)
+        if tool is None:
             return False
-        self._known_tools.add(name)
+        if tool.auth is None:  # else it depends on who calls
+            self._known_tools.add(name)
         return True
 
 
@@ -233,6 +241,13 @@ def _allowed_seconds(context: MiddlewareContext[Any]) -> float | None:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
         raise InvalidInputError(f"_meta {TIMEOUT_KEY!r} should be a number of milliseconds above 0")
     return given / 1000
+
+
+def _criticality(context: MiddlewareContext[Any]) -> Criticality | None:
+    given = _meta(context).get(CRITICALITY_KEY)
+    if given is not None and given not in CRITICALITIES:
+        raise InvalidInputError(f"_meta {CRITICALITY_KEY!r} should be one of {', '.join(CRITICALITIES)}")
+    return cast("Criticality | None", given)
 
 
 def _correlation_of(context: MiddlewareContext[Any]) -> str | None:

@@ -80,7 +80,17 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
         for (policy, result), count in system.rate_limits.decisions.items():
             yield Observation(count, {"policy": policy, "result": result})
 
+    def shedding() -> Iterable[Observation]:
+        decisions = {} if system.load_shedding is None else system.load_shedding.requests
+        for (decision, reason, criticality), count in decisions.items():
+            yield Observation(count, {"decision": decision, "reason": reason, "criticality": criticality})
+
+    def shedding_limit() -> Iterable[Observation]:
+        return [] if system.load_shedding is None else [Observation(system.load_shedding.limit)]
+
     usage = system.resources
+    yield semconv.LOAD_SHEDDING_REQUESTS, shedding
+    yield semconv.LOAD_SHEDDING_LIMIT, shedding_limit
     yield semconv.RATE_LIMIT_REQUESTS, rate_limits
     yield semconv.PERMIT_LIMIT, lambda: _by("pool", {p.name: p.limit for p in system.operations.pools()})
     yield semconv.PERMIT_USAGE, lambda: _by("pool", {p.name: p.usage for p in system.operations.pools()})

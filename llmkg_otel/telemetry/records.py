@@ -19,6 +19,7 @@ from llmkg_otel.events import (
     LifecycleChanged,
     PermitWaited,
     RetryScheduled,
+    SheddingLimitChanged,
     ShutdownPhaseEnded,
     TimeLimitIgnored,
 )
@@ -89,6 +90,16 @@ class Records:
     @write.register
     def _(self, event: PermitWaited) -> None:
         self._instruments.permit_wait_time.record(event.seconds, {"pool": event.pool})
+
+    @write.register
+    def _(self, event: SheddingLimitChanged) -> None:
+        _emit(
+            logging.INFO,
+            semconv.LOAD_SHEDDING_LIMIT_CHANGED,
+            f"load shedding: {event.previous} -> {event.limit} calls at once",
+            limit=event.limit,
+            previous_limit=event.previous,
+        )
 
     @write.register
     def _(self, event: TimeLimitIgnored) -> None:

@@ -41,6 +41,9 @@ BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
 BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
 RATE_LIMIT_RESULTS = ("acquired", "rejected")
+SHEDDING_DECISIONS = ("accepted", "shed", "would_shed")
+SHEDDING_REASONS = ("none", "queue_full", "waited", "made_room", "limit")
+CRITICALITIES = ("critical", "default", "sheddable")
 RATE_LIMIT_POLICIES = ("global", "operation", "user")
 RESOURCES = ("memory", "cpu")
 HEALTH_STATES = ("pass", "warn", "fail", "unknown")
@@ -61,6 +64,7 @@ ALERT_STATES = ("inactive", "pending", "firing", "unknown")
 # Events (log records with an event name)
 BREAKER_STATE_CHANGED = "llmkg.circuit_breaker.state_changed"
 RETRY_SCHEDULED = "llmkg.retry.scheduled"
+LOAD_SHEDDING_LIMIT_CHANGED = "llmkg.load_shedding.limit_changed"
 TIME_LIMIT_IGNORED = "llmkg.operation.time_limit_ignored"
 FALLBACK_FAILED = "llmkg.fallback.failed"
 RATE_LIMIT_REJECTED = "llmkg.rate_limit.rejected"
@@ -172,6 +176,19 @@ RATE_LIMIT_REQUESTS = Instrument(
     "{request}",
     "Decisions of the rate limits.",
     {"policy": RATE_LIMIT_POLICIES, "result": RATE_LIMIT_RESULTS},
+)
+LOAD_SHEDDING_REQUESTS = Instrument(
+    "llmkg.load_shedding.requests",
+    "ObservableCounter",
+    "{request}",
+    "Decisions of load shedding, unless it is off.",
+    {"decision": SHEDDING_DECISIONS, "reason": SHEDDING_REASONS, "criticality": CRITICALITIES},
+)
+LOAD_SHEDDING_LIMIT = _live(
+    "llmkg.load_shedding.limit",
+    "{permit}",
+    "Calls at once that the engine takes well, as load shedding has found out.",
+    {},
 )
 PERMIT_LIMIT = _live("llmkg.permit.limit", "{permit}", "Permits that exist.", {"pool": None})
 PERMIT_USAGE = _live("llmkg.permit.usage", "{permit}", "Permits in use.", {"pool": None})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmkg_otel.errors import (
     CircuitOpenError,
     InvalidInputError,
+    LoadShedError,
     OperationTimeoutError,
     OverloadedError,
     RateLimitedError,
@@ -30,6 +31,7 @@ _ERRORS = (
     RateLimitedError,
     ResourceExhaustedError,
     OverloadedError,
+    LoadShedError,
     ShuttingDownError,
     OperationTimeoutError,
     InvalidInputError,
@@ -108,6 +110,12 @@ EVENTS = (
         "INFO",
         ("operation", "attempt", "delay", semconv.ERROR_TYPE),
         "An attempt failed and another follows after `delay` seconds.",
+    ),
+    Entry(
+        semconv.LOAD_SHEDDING_LIMIT_CHANGED,
+        "INFO",
+        ("limit", "previous_limit"),
+        "The adaptive limit on calls at once has moved by a tenth.",
     ),
     Entry(
         semconv.TIME_LIMIT_IGNORED,

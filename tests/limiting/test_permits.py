@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,10 +12,12 @@ from llmkg_otel.errors import OverloadedError
 from llmkg_otel.events import Event, PermitWaited
 from llmkg_otel.limiting import permits
 from llmkg_otel.limiting.permits import PermitPool
+from llmkg_otel.limiting.waiting import Waiter
 from llmkg_otel.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
 
 LONG = 1e6
 """Seconds to wait in tests where the permit comes."""
@@ -33,7 +35,7 @@ class Pool(PermitPool):
     def on_event(self, event: Event) -> None:
         self.events.append(event)
 
-    def _gave_up(self, ticket: Future[None]) -> bool:
+    def _gave_up(self, ticket: Waiter) -> bool:
         self.just_before_giving_up()
         return super()._gave_up(ticket)
 
@@ -156,7 +158,9 @@ async def test_a_cancelled_wait_loses_no_permit(comes_free: str) -> None:
 async def test_a_permit_is_not_given_to_who_has_just_been_cancelled_but_to_the_next() -> None:
     pool = Pool().full()
     first, second = await waiting(pool), await waiting(pool)
-    pool._queue[0].cancel()  # what its loop does a moment before the task leaves the queue
+    pool._queue._waiting["default"][
+        0
+    ].cancel()  # what its loop does a moment before the task leaves the queue
     pool.release()
     await second
     assert (first.cancelled(), pool.left) == (True, (1, 0))
@@ -168,13 +172,13 @@ def test_an_interrupted_wait_in_a_thread_loses_no_permit(
 ) -> None:
     pool = Pool().full()
 
-    class Interrupted(Future[None]):
+    class Interrupted(Waiter):
         def result(self, timeout: float | None = None) -> None:
             if comes_free:
                 pool.release()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(permits, "Future", Interrupted)
+    monkeypatch.setattr(permits, "Waiter", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.acquire_sync("search", LONG)
     assert pool.left == (0 if comes_free else 1, 0)

@@ -20,6 +20,7 @@ from llmkg_otel.config import (
     AlertingConfig,
     CircuitBreakerConfig,
     HealthCheckConfig,
+    LoadSheddingConfig,
     MonitoringConfig,
     OperationConfig,
     ProductionConfig,
@@ -73,6 +74,7 @@ def configuration(rule_file: Path) -> ProductionConfig:
         monitoring=MonitoringConfig(log_level="debug", alert_check_interval_seconds=1000),
         alerting=AlertingConfig(rule_files=(rule_file,)),
         health=HealthCheckConfig(failure_threshold=1),
+        load_shedding=LoadSheddingConfig(mode="shadow"),
         shutdown=ShutdownConfig(lame_duck_seconds=0, graceful_timeout_seconds=0.05),
         operations={
             "limited": OperationConfig(rate_limit=once),
@@ -121,6 +123,8 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
     for _ in range(2):
         await call("doomed", fails)
         await call("limited", lambda: None)
+    assert system.load_shedding is not None
+    system.load_shedding._told = 100  # so that its limit has moved
     await fall_back(system, fails)
     overrun(system)
     turn = threading.Event()
