@@ -62,7 +62,7 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--host", help="address of the MCP server")
     serve.add_argument("--port", type=int, help="port of the MCP server; 0 takes a spare one")
     serve.add_argument("--ops-host", help="address of the operators' port")
-    serve.add_argument("--ops-port", type=int, help="the operators' port; 0 takes a spare one")
+    serve.add_argument("--ops-port", type=int, help="the operators' port, with stdio too; 0: a spare one")
     serve.add_argument("--insecure", action="store_true", default=None, help="serve others without auth")
     serve.add_argument("--engine-path", type=Path, metavar="FILE", help="the engine's file")
     serve.set_defaults(command=_serve)
@@ -71,8 +71,12 @@ def _add_serve(commands: Any) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from llmkg_otel.server.run import run_embedded  # noqa: PLC0415 - needs the server extra
 
-    report = asyncio.run(run_embedded(_load(options), transport=options.transport))
-    return 0 if report.clean else 1
+    with asyncio.Runner() as runner:
+        report = runner.run(run_embedded(_load(options), transport=options.transport))
+        status = 0 if report.clean else 1
+        if options.transport == "stdio":
+            os._exit(status)  # all is flushed, and the thread that waits for input would never let go
+    return status
 
 
 def _load(options: argparse.Namespace) -> ProductionConfig:

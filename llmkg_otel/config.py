@@ -267,9 +267,12 @@ class EngineConfig(Section):
 class ServerConfig(Section):
     """Addresses of the MCP server and of the operators' port, and who may call.
 
-    `jwks_uri` (with `issuer` and `audience`) verifies JSON Web Tokens; `auth_tokens` on the root is
-    the simple alternative. `operator_token` opens /status when the operators' port is not on
-    loopback. A fallback to a cached answer takes one that is `cached_answer_seconds` old at most.
+    `jwks_uri` (with `audience`, which it needs, and `issuer`) verifies JSON Web Tokens; `auth_tokens` on
+    the root is the simple alternative, not both. Over stdio the operators' port is bound only where
+    `ops_port` is set. `operator_token` opens /status when the operators' port is not on loopback, and
+    beside `auth_tokens` the operators' MCP tools when `host` is not; a JSON Web Token does that by the
+    scope `llmkg:operator`. A fallback to a cached answer takes one that is `cached_answer_seconds` old at
+    most.
     """
 
     host: str = "127.0.0.1"

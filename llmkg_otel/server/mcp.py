@@ -7,18 +7,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastmcp import FastMCP
-from fastmcp.server.auth.providers.jwt import JWTVerifier
+from fastmcp.tools import Tool
 from pydantic import Field
 
+from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.config import OperationConfig
 from llmkg_otel.engine.chunks import split_into_passages
 from llmkg_otel.engine.protocol import Fact, Hit, KnowledgeEngine, Passage, SearchMode, SupportsAnswer
-from llmkg_otel.server.auth import TokenTable
+from llmkg_otel.server.auth import authentication, operators_only
 from llmkg_otel.server.middleware import ProductionMiddleware
 
 if TYPE_CHECKING:
-    from fastmcp.server.auth import AuthProvider
-
     from llmkg_otel.system import ProductionSystem
 
 __all__ = ["build_server"]
@@ -42,35 +41,30 @@ def build_server(system: ProductionSystem) -> FastMCP:
     """Return a FastMCP server with the engine's tools, protected by `system`, and the system's own.
 
     `system.engine` must be a KnowledgeEngine. Callers are authenticated as the configuration says. All
-    engine tools are upserts or reads, so each is set up as idempotent unless configured otherwise.
+    protected tools are upserts or reads, so each is set up as idempotent unless configured otherwise.
+    Beyond loopback, the operators' tools do not exist for anyone else.
     """
-    own = _system_tools(system)
+    probes = _probe_tools(system)
+    unprotected = frozenset(tool.__name__ for tool in probes)
     server = FastMCP(
         "llmkg",
         instructions=INSTRUCTIONS,
         version=version("llmkg-otel"),
-        auth=_auth(system),
-        middleware=[
-            ProductionMiddleware(system, unprotected=frozenset(tool.__name__ for tool in own), rungs=RUNGS)
-        ],
+        auth=authentication(system.config),
+        middleware=[ProductionMiddleware(system, unprotected=unprotected, rungs=RUNGS)],
     )
-    schemas = {}
-    for tool in (*_engine_tools(system.engine), *own):
-        schemas[tool.__name__] = server.add_tool(tool).parameters
-        if tool not in own and tool.__name__ not in system.config.operations:
-            system.configure_operation(tool.__name__, OperationConfig(idempotent=True))
-    # Without this the SDK runs the whole tools/list handler before every call, for its schema.
+    operators = operators_only(system.config)
+    restricted = [Tool.from_function(tool, auth=operators) for tool in _operator_tools(system)]
+    tools = [server.add_tool(tool) for tool in (*_engine_tools(system.engine), *probes, *restricted)]
+    for name in {tool.name for tool in tools} - unprotected:
+        config = system.config.operations.get(name, OperationConfig())
+        if "idempotent" not in config.model_fields_set:
+            system.configure_operation(name, config.model_copy(update={"idempotent": True}))
+    # Without this the SDK runs the whole tools/list handler before every call, for its schema. It asks
+    # whoever the caller is, so a tool that not everyone may see has none here.
+    schemas = {tool.name: tool.parameters for tool in tools if tool.auth is None}
     server._mcp_server.get_tool_input_schema = schemas.get  # noqa: SLF001
     return server
-
-
-def _auth(system: ProductionSystem) -> AuthProvider | None:
-    config = system.config
-    if config.server.jwks_uri is not None:
-        return JWTVerifier(
-            jwks_uri=config.server.jwks_uri, issuer=config.server.issuer, audience=config.server.audience
-        )
-    return TokenTable(config.auth_tokens) if config.auth_tokens else None
 
 
 def _engine_tools(engine: KnowledgeEngine) -> list[Any]:
@@ -134,18 +128,12 @@ def _engine_tools(engine: KnowledgeEngine) -> list[Any]:
     ]
 
 
-def _system_tools(system: ProductionSystem) -> list[Any]:
-    async def get_system_status() -> dict[str, Any]:
-        """Tell how the system is: health, resources, rate limits, error recovery, performance, alerts."""
-        return await system.get_system_status()
+def _probe_tools(system: ProductionSystem) -> list[Any]:
+    """Return the tools that only read what is known already: they answer also when others are refused."""
 
     async def get_health_report() -> dict[str, Any]:
         """Tell the health of every component."""
         return (await system.get_health_report()).to_health_json()
-
-    async def get_prometheus_metrics() -> str:
-        """Return the metrics as Prometheus text."""
-        return system.get_prometheus_metrics()
 
     async def readiness_check() -> dict[str, Any]:
         """Tell whether this instance should be sent calls, and if not, why."""
@@ -157,7 +145,21 @@ def _system_tools(system: ProductionSystem) -> list[Any]:
         result = system.probes.liveness()
         return {"alive": result.ok, "reasons": list(result.reasons)}
 
-    return [get_system_status, get_health_report, get_prometheus_metrics, readiness_check, liveness_check]
+    return [get_health_report, readiness_check, liveness_check]
+
+
+def _operator_tools(system: ProductionSystem) -> list[Any]:
+    """Return the tools that collect every metric, and tell of all callers' doings."""
+
+    async def get_system_status() -> dict[str, Any]:
+        """Tell how the system is: health, resources, rate limits, error recovery, performance, alerts."""
+        return await system.get_system_status()
+
+    async def get_prometheus_metrics() -> str:
+        """Return the metrics as Prometheus text."""
+        return await run_in_daemon_thread(system.get_prometheus_metrics, "llmkg-metrics")
+
+    return [get_system_status, get_prometheus_metrics]
 
 
 def _hit(hit: Hit) -> dict[str, Any]:

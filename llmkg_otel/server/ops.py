@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hmac
+import re
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from llmkg_otel.health.probes import ProbeResult
     from llmkg_otel.system import ProductionSystem
@@ -26,13 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["OpsServer", "listen", "ops_app", "url_of"]
 
 STOP_SECONDS = 2.0
+LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+"""A Host header that can mean this machine only."""
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
     """Return the app: /livez /readyz /startupz /healthz /metrics /status.
 
     Probes answer 200 or 503 with the reasons as text. /status needs the operator token unless the port is
-    bound to loopback. Nothing here waits for the engine: it all reads what is known already.
+    bound to loopback; there, a request for a host of any other name is refused with 421. Nothing here
+    waits for the engine: it all reads what is known already.
     """
 
     async def livez(_request: Request) -> Response:
@@ -59,7 +66,25 @@ def ops_app(system: ProductionSystem) -> Starlette:
         return JSONResponse(system.read_status())
 
     endpoints = (livez, readyz, startupz, healthz, metrics, status)
-    return Starlette(routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints])
+    return Starlette(
+        routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints],
+        middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
+    )
+
+
+class _LoopbackOnly:
+    """Refuses what was sent to another host's name: a browser may be made to believe that it is ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host")  # None: an old probe; every browser sends one
+            if host is not None and not LOOPBACK_HOST.fullmatch(host):
+                app = _problem(421, "misdirected_request", "this port answers to loopback names only")
+        await app(scope, receive, send)
 
 
 def _probe(result: ProbeResult) -> Response:

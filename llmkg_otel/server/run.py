@@ -22,7 +22,14 @@ _log = logging.getLogger(__name__)
 
 
 async def run_embedded(config: ProductionConfig, *, transport: Literal["http", "stdio"]) -> ShutdownReport:
-    """Serve the engine file that the configuration names until a signal; return the shutdown report."""
+    """Serve the engine file that the configuration names until a signal; return the shutdown report.
+
+    Over stdio there is no lame duck: nobody else could be sent the calls, and a client that ends its
+    server gives it a few seconds.
+    """
+    if transport == "stdio":
+        at_once = config.shutdown.model_copy(update={"lame_duck_seconds": 0})
+        config = config.model_copy(update={"shutdown": at_once})
     with JsonLogs(config.monitoring.log_level):
         engine = EmbeddedKnowledgeEngine(config.engine.path, max_nodes=config.engine.max_nodes)
         report = await serve(create_production_system(engine, config), transport=transport)

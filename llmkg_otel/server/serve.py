@@ -5,28 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import uvicorn
 
-from llmkg_otel.server.auth import refuse_open_server
+from llmkg_otel.server.auth import is_loopback, refuse_open_server
 from llmkg_otel.server.mcp import build_server
 from llmkg_otel.server.ops import OpsServer, listen, url_of
 from llmkg_otel.shutdown.signals import shutdown_signals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from starlette.applications import Starlette
 
     from llmkg_otel.shutdown.report import ShutdownReport
     from llmkg_otel.system import ProductionSystem
 
+    Run: TypeAlias = Callable[[], Coroutine[None, None, None]]
+
 __all__ = ["serve"]
 
 _log = logging.getLogger(__name__)
 
 LISTENER_CLOSE_SECONDS = 5
+ANSWER_SECONDS = 0.5
+"""How long the answers to calls that have ended may take to be written to stdout, before the end."""
 ENVELOPE_BYTES = 65_536
 """What a request may have around the arguments that `max_request_size_bytes` is about."""
 
@@ -44,7 +48,10 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
 
     At the first signal a graceful shutdown begins: the listener stays open through the lame duck and the
     drain, and closes before the engine does. A second signal cuts the waits short. Main thread only.
-    Raises ConfigurationError if MCP would be open to other machines, OSError if an address is taken.
+    Over stdio the operators' port is bound only if the configuration sets `server.ops_port`; a lame duck
+    is of no use, for the client will kill us; and after a signal the thread that reads stdin waits on:
+    leave the process by os._exit then. Raises ConfigurationError if MCP would be open to other machines,
+    or it is unclear who may call; OSError if an address is taken.
     """
     # FastMCP logs a traceback for each failed attempt; outcomes are logged and counted by the system.
     logging.getLogger("fastmcp.server.server").setLevel(logging.CRITICAL)
@@ -52,26 +59,44 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
     stop = asyncio.Event()
     with contextlib.ExitStack() as stack:
         run = _http(system, stack) if transport == "http" else _stdio(system)
-        ops = stack.enter_context(OpsServer(system))
-        _log.info("operators' port: %s", ops.url)
+        if transport == "http" or "ops_port" in system.config.server.model_fields_set:
+            ops = stack.enter_context(OpsServer(system))
+            _log.info("operators' port: %s", ops.url)
         stack.enter_context(shutdown_signals(stop.set, system.force_shutdown))
         async with system:
-            serving = asyncio.create_task(run)
+            serving = asyncio.create_task(run())
             await _first_of(serving, stop)
         await _end(serving)
     return await system.shutdown()
 
 
-async def _stdio(system: ProductionSystem) -> None:
-    await build_server(system).run_stdio_async(show_banner=False)
+def _stdio(system: ProductionSystem) -> Run:
+    server = build_server(system)
+
+    async def run() -> None:
+        ended = asyncio.create_task(server.run_stdio_async(show_banner=False))
+
+        async def write_answers() -> None:
+            await asyncio.wait({ended}, timeout=ANSWER_SECONDS)
+
+        system.register_shutdown_handler("stdout", write_answers)
+        await asyncio.shield(ended)  # it could not be cancelled: a thread of its own waits for input
+
+    return run
 
 
-def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[None, None, None]:
-    """Bind the address now, so that a taken one is an error before anything starts; serve when awaited."""
+def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Run:
+    """Bind the address now, so that a taken one is an error before anything starts; return what serves."""
     config = system.config
     refuse_open_server(config)
     socket = stack.enter_context(listen(config.server.host, config.server.port))
-    app = build_server(system).http_app(path=config.server.path, stateless_http=True, json_response=True)
+    app = build_server(system).http_app(
+        path=config.server.path,
+        stateless_http=True,
+        json_response=True,
+        # Not "auto" elsewhere: it asks which address a request came in by, and a proxy's comes by loopback.
+        host_origin_protection=is_loopback(config.server.host),
+    )
     _allow_bodies_of(app, config.resources.max_request_size_bytes + ENVELOPE_BYTES)
     listener = _Listener(
         uvicorn.Config(
@@ -94,7 +119,7 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[No
         system.register_shutdown_handler("listener", close)
         await asyncio.shield(closed)
 
-    return run()
+    return run
 
 
 def _allow_bodies_of(app: Starlette, limit: int) -> None:

@@ -112,15 +112,19 @@ async def test_every_tool_does_its_work(client: AnyClient) -> None:
     assert (await client.call_tool("get_stats")).data["facts"] == 1
 
 
-async def test_the_tools_about_the_system_tell_how_it_is(client: AnyClient) -> None:
-    await client.call_tool("store_fact", FACT)
-    status = (await client.call_tool("get_system_status")).data
-    assert status["error_recovery"]["store_fact"]["succeeded"] == 1
-    assert (await client.call_tool("get_health_report")).data["checks"]["engine"][0]["status"] == "pass"
-    metrics = (await client.call_tool("get_prometheus_metrics")).data
-    assert "llmkg_operation_duration_seconds_bucket" in metrics
-    assert (await client.call_tool("readiness_check")).data == {"ready": True, "reasons": []}
-    assert (await client.call_tool("liveness_check")).data == {"alive": True, "reasons": []}
+async def test_the_tools_about_the_system_tell_how_it_is(
+    engine: EmbeddedKnowledgeEngine, telemetry: CapturedTelemetry
+) -> None:
+    system = system_of(engine, telemetry)
+    async with system, Client(build_server(system)) as client:
+        await client.call_tool("store_fact", FACT)
+        status = (await client.call_tool("get_system_status")).data
+        assert status["error_recovery"]["store_fact"]["succeeded"] == 1
+        assert (await client.call_tool("get_health_report")).data["checks"]["engine"][0]["status"] == "pass"
+        metrics = (await client.call_tool("get_prometheus_metrics")).data
+        assert "llmkg_operation_duration_seconds_bucket" in metrics
+        assert (await client.call_tool("readiness_check")).data == {"ready": True, "reasons": []}
+        assert (await client.call_tool("liveness_check")).data == {"alive": True, "reasons": []}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ async def ops(request: pytest.FixtureRequest) -> AsyncIterator[tuple[httpx2.Asyn
             meter_provider=telemetry.meter_provider,
         )
         async with httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(ops_app(system)), base_url="http://ops"
+            transport=httpx2.ASGITransport(ops_app(system)), base_url="http://localhost"
         ) as client:
             yield client, system
         await system.shutdown()
@@ -114,6 +114,43 @@ async def test_status_is_closed_beyond_loopback_without_an_operator_token(ops: O
     assert (await client.get("/status", headers={"authorization": "Bearer "})).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:9464", 200),
+        ("127.0.0.1:9464", 200),
+        ("[::1]:9464", 200),
+        ("[::1]", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example:9464", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("evil.example@localhost", 421),
+        ("localhost/evil.example", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+async def test_on_loopback_only_its_names_are_answered(ops: Ops, host: str, status: int) -> None:
+    client, _ = ops
+    answer = await client.get("/metrics", headers={"host": host})
+    assert answer.status_code == status
+    assert "evil" not in answer.text
+
+
+async def test_a_probe_too_old_to_name_a_host_is_answered(ops: Ops) -> None:
+    client, _ = ops
+    request = client.build_request("GET", "/livez")
+    del request.headers["host"]
+    assert (await client.send(request)).status_code == 200
+
+
+@pytest.mark.parametrize("ops", [{"ops_host": "0.0.0.0"}], indirect=True)
+async def test_beyond_loopback_any_name_is_answered(ops: Ops) -> None:
+    client, _ = ops
+    assert (await client.get("/metrics", headers={"host": "kb.example"})).status_code == 200
+
+
 async def test_probes_answer_while_a_call_is_stuck(ops: Ops) -> None:
     client, system = ops
     await system.start()
@@ -138,7 +175,7 @@ def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
     "guard",
     [
         {"auth_tokens": {"a": "b"}},
-        {"server": {"host": "0.0.0.0", "jwks_uri": "https://id.example/jwks"}},
+        {"server": {"host": "0.0.0.0", "jwks_uri": "https://id.example/jwks", "audience": "llmkg"}},
         {"server": {"host": "0.0.0.0", "insecure": True}},
         {"server": {"host": "127.0.0.1"}},
     ],
@@ -153,11 +190,16 @@ def test_an_open_server_may_not_be_served() -> None:
 
 
 async def test_a_token_tells_its_owner_and_nothing_else_does() -> None:
-    config = ProductionConfig(auth_tokens="ann=secret-of-ann,bob=secret-of-bob")
-    table = TokenTable(config.auth_tokens)
+    config = ProductionConfig(
+        auth_tokens="ann=secret-of-ann,bob=secret-of-bob", server={"operator_token": "secret-of-operator"}
+    )
+    table = TokenTable(config.auth_tokens, config.server.operator_token)
     ann = await table.verify_token("secret-of-ann")
+    operator = await table.verify_token("secret-of-operator")
     assert ann is not None
-    assert ann.subject == "ann"
+    assert (ann.subject, ann.scopes) == ("ann", [])
+    assert operator is not None
+    assert (operator.subject, operator.scopes) == ("operator", ["llmkg:operator"])
     assert await table.verify_token("ann") is None
     assert await table.verify_token("") is None
     assert "secret" not in repr(vars(table))

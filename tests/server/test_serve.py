@@ -1,65 +1,28 @@
-"""The real server as a child process, over real HTTP and stdio, with the MCP SDK's own client."""
+"""The real server as a child process, over real HTTP, with the MCP SDK's own client."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
-import threading
-from contextlib import asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from fastmcp.server.auth.providers.jwt import RSAKeyPair
-from jwt.algorithms import RSAAlgorithm
-from mcp import Client, StdioServerParameters
-from mcp.client.streamable_http import streamable_http_client
+from mcp import Client
 from support.servers import DEADLINE_SECONDS, SCRIPTS, http_get, wait_until
+from support.tokens import issuing, with_token
 
 from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from support.servers import RunningServer, Servers
 
 PARIS = {"subject": "Paris", "predicate": "capital_of", "object": "France"}
-
-
-@asynccontextmanager
-async def with_token(url: str, token: str) -> AsyncIterator[Client]:
-    async with (
-        httpx2.AsyncClient(headers={"authorization": f"Bearer {token}"}) as http,
-        Client(streamable_http_client(url, http_client=http)) as client,
-    ):
-        yield client
-
-
-@contextmanager
-def serving(body: str) -> Iterator[str]:
-    """Serve one JSON document on loopback; give its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_arguments: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/jwks"
-        server.shutdown()
 
 
 def report_of(server: RunningServer) -> dict[str, Any]:
@@ -151,19 +114,6 @@ async def test_a_second_signal_cuts_the_lame_duck_short(servers: Servers) -> Non
     assert report_of(server)["phases"][0]["seconds"] < 600
 
 
-async def test_stdio_serves_the_same_tools_and_ends_with_its_input(tmp_path: Path) -> None:
-    server = StdioServerParameters(
-        command=str(SCRIPTS / "llmkg-otel"),
-        args=["serve", "--transport", "stdio", "--ops-port", "0", "--engine-path", str(tmp_path / "k.db")],
-        env={**os.environ, "LLMKG_SHUTDOWN__LAME_DUCK_SECONDS": "0"},
-    )
-    async with Client(server) as client:
-        assert not (await client.call_tool("store_fact", PARIS)).is_error
-    engine = EmbeddedKnowledgeEngine(tmp_path / "k.db")
-    assert len(await engine.find_facts("Paris")) == 1
-    await engine.aclose()
-
-
 async def test_tokens_guard_mcp_and_name_the_user_that_limits_count(servers: Servers) -> None:
     server = servers.start(
         env={
@@ -186,28 +136,13 @@ async def test_tokens_guard_mcp_and_name_the_user_that_limits_count(servers: Ser
 
 
 async def test_a_json_web_token_names_the_user_by_its_subject(servers: Servers) -> None:
-    key = RSAKeyPair.generate()
-    public = load_pem_public_key(key.public_key.encode())
-    assert isinstance(public, RSAPublicKey)
-    keys = json.dumps({"keys": [{**json.loads(RSAAlgorithm.to_jwk(public)), "kid": "one"}]})
-    with serving(keys) as jwks_uri:
-        server = servers.start(
-            env={
-                "LLMKG_SERVER__JWKS_URI": jwks_uri,
-                "LLMKG_SERVER__ISSUER": "https://issuer.example",
-                "LLMKG_SERVER__AUDIENCE": "llmkg",
-                "LLMKG_RATE_LIMITING__PER_USER": "1 per hour",
-            }
-        )
-
-        def token(subject: str, audience: str = "llmkg") -> str:
-            return key.create_token(subject, "https://issuer.example", audience, kid="one")
-
-        wrong = {"authorization": f"Bearer {token('ann', 'others')}"}
+    with issuing() as issuer:
+        server = servers.start(env={**issuer.environment, "LLMKG_RATE_LIMITING__PER_USER": "1 per hour"})
+        wrong = {"authorization": f"Bearer {issuer.token('ann', 'others')}"}
         assert httpx2.post(server.mcp_url, json={}, headers=wrong).status_code == 401
         outcomes = []
         for subject in ("ann", "ann", "bob"):
-            async with with_token(server.mcp_url, token(subject)) as client:
+            async with with_token(server.mcp_url, issuer.token(subject)) as client:
                 outcomes.append((await client.call_tool("find_facts", {"subject": "x"})).is_error)
     assert outcomes == [False, True, False]
 
@@ -221,6 +156,44 @@ async def test_the_configured_size_of_requests_is_the_one_that_counts_over_http(
     assert refused.structured_content is not None
     assert refused.structured_content["scope"] == "request_size"
     assert httpx2.post(server.mcp_url, content=b"x" * 10_100_000).status_code == 413
+
+
+def test_a_page_whose_name_was_made_to_mean_this_machine_gets_nowhere(servers: Servers) -> None:
+    server = servers.start()
+    for url in (server.mcp_url, f"{server.ops_url}/metrics"):
+        assert httpx2.get(url, headers={"host": "evil.example"}).status_code == 421
+        port = httpx2.URL(url).port
+        for name in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+            assert httpx2.get(url, headers={"host": name}).status_code != 421
+    assert httpx2.get(server.mcp_url, headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_server_for_others_may_be_called_by_any_name_also_through_a_proxy(servers: Servers) -> None:
+    hosts = ("--host", "0.0.0.0", "--ops-host", "0.0.0.0")
+    server = servers.start(*hosts, env={"LLMKG_AUTH_TOKENS": "ann=token-of-ann"})
+    port = httpx2.URL(server.mcp_url).port
+    by_proxy = httpx2.post(
+        f"http://127.0.0.1:{port}/mcp",
+        json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
+        headers={"host": "kb.example", "authorization": "Bearer token-of-ann", "accept": "application/json"},
+    )
+    assert by_proxy.status_code == 200
+    assert httpx2.get(f"{server.ops_url}/metrics", headers={"host": "kb.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("auth", "said"),
+    [
+        ({"LLMKG_SERVER__AUDIENCE": "llmkg", "LLMKG_AUTH_TOKENS": "ann=a"}, "beside auth_tokens"),
+        ({}, "server.audience = None"),
+    ],
+)
+def test_a_server_that_does_not_know_who_may_call_does_not_start(
+    servers: Servers, auth: dict[str, str], said: str
+) -> None:
+    server = servers.start(env={"LLMKG_SERVER__JWKS_URI": "https://id.example/jwks", **auth}, wait=False)
+    assert server.process.wait(DEADLINE_SECONDS) == 2
+    assert said in server.log.read_text()
 
 
 def test_serving_others_without_authentication_is_refused(servers: Servers) -> None:
@@ -241,7 +214,10 @@ def test_an_address_in_use_is_named_and_nothing_starts(servers: Servers, option:
         port = taken.getsockname()[1]
         server = servers.start(option, str(port), wait=False)
         assert server.process.wait(DEADLINE_SECONDS) == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in server.log.read_text()
+    assert (
+        server.log.read_text()
+        == f"llmkg-otel: [Errno 98] cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    )
 
 
 def test_a_wrong_configuration_is_told_in_one_line_each(tmp_path: Path) -> None:
