@@ -101,9 +101,12 @@ async def test_they_are_operations_like_any_other_and_the_probes_are_not(
 async def test_they_may_be_repeated_unless_configured_otherwise(
     make_system: Callable[..., ProductionSystem], engine: EmbeddedKnowledgeEngine
 ) -> None:
-    system = make_system(engine, operations={"get_system_status": OperationConfig()})
+    own = {"get_system_status": OperationConfig(idempotent=False), "find_facts": OperationConfig(timeout=5)}
+    system = make_system(engine, operations=own)
     build_server(system)
     assert system.operations.named("get_prometheus_metrics").retry.idempotent
+    assert system.operations.named("find_facts").retry.idempotent
+    assert system.operations.named("find_facts").timeout == 5
     assert not system.operations.named("get_system_status").retry.idempotent
 
 
