@@ -16,6 +16,9 @@ __all__ = [
     "AlertChanged",
     "BreakerTransitioned",
     "CallObserver",
+    "ConnectionCreated",
+    "ConnectionUsed",
+    "ConnectionWaited",
     "Event",
     "FallbackFailed",
     "HealthChanged",
@@ -57,6 +60,31 @@ class PermitWaited:
     pool: str
     seconds: float
     acquired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCreated:
+    """A connection pool made a connection in `seconds`."""
+
+    pool: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionWaited:
+    """Somebody waited `seconds` for a connection of `pool`, and got it or not."""
+
+    pool: str
+    seconds: float
+    acquired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionUsed:
+    """A connection was lent for `seconds`."""
+
+    pool: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +165,9 @@ Event = (
     RetryScheduled
     | BreakerTransitioned
     | PermitWaited
+    | ConnectionCreated
+    | ConnectionWaited
+    | ConnectionUsed
     | SheddingLimitChanged
     | TimeLimitIgnored
     | FallbackFailed

@@ -1,0 +1,230 @@
+"""Connections are never more than allowed, never lost, and work when they are lent."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmkg_otel.errors import ConfigurationError, OverloadedError, ShuttingDownError
+from llmkg_otel.events import ConnectionCreated, ConnectionUsed, ConnectionWaited, Event
+from llmkg_otel.limiting.pool import ConnectionPool
+from llmkg_otel.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Backend:
+    """Connections are numbers; each may be slow to make, dead, or hard to close."""
+
+    def __init__(self) -> None:
+        self.numbers = count(1)
+        self.open: set[int] = set()
+        self.dead: set[int] = set()
+        self.most = 0
+        self.slow: asyncio.Event | None = None
+        self.down = False
+        self.clock = FakeClock()
+        self.events: list[Event] = []
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    async def connect(self) -> int:
+        if self.slow is not None:
+            await self.slow.wait()
+        if self.down:
+            raise ConnectionRefusedError
+        number = next(self.numbers)
+        self.open.add(number)
+        self.most = max(self.most, len(self.open))
+        self.clock.advance(0.25)
+        return number
+
+    async def close(self, number: int) -> None:
+        self.open.discard(number)
+
+    async def check(self, number: int) -> bool:
+        if number in self.dead:
+            raise ConnectionResetError
+        return True
+
+    def pool(self, **options: Any) -> ConnectionPool[int]:
+        options = {"max_size": 1, "acquire_timeout": 20.0, "check": self.check} | options
+        return ConnectionPool(
+            "graph", self.connect, close=self.close, observer=self, clock=self.clock, **options
+        )
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_connection_is_used_again_the_newest_first(backend: Backend) -> None:
+    pool = backend.pool(max_size=2)
+    async with pool.connection() as first, pool.connection() as second:
+        assert (pool.used, pool.idle) == (2, 0)
+    assert (pool.used, pool.idle, backend.open) == (0, 2, {first, second})
+    async with pool.connection() as again:
+        assert again == first  # it came back last
+    await pool.aclose()
+    assert backend.open == set()
+
+
+async def test_who_finds_none_free_waits_in_turn_and_the_wait_is_told(backend: Backend) -> None:
+    pool = backend.pool()
+    order: list[str] = []
+
+    async def use(name: str) -> None:
+        async with pool.connection():
+            order.append(name)
+
+    async with pool.connection():
+        waiting = [asyncio.create_task(use(name)) for name in "abc"]
+        await settle()
+        assert pool.pending == 3
+        backend.clock.advance(2)
+    await asyncio.gather(*waiting)
+    assert (order, backend.most) == (list("abc"), 1)
+    assert [event for event in backend.events if isinstance(event, ConnectionWaited)] == [
+        ConnectionWaited("graph", 2.0, acquired=True)
+    ] * 3
+    assert [event for event in backend.events if isinstance(event, ConnectionCreated)] == [
+        ConnectionCreated("graph", 0.25)
+    ]
+    assert backend.events.count(ConnectionUsed("graph", 2.0)) == 1
+    await pool.aclose()
+
+
+async def test_who_waits_too_long_is_refused(backend: Backend) -> None:
+    pool = backend.pool(acquire_timeout=0.01)
+    async with pool.connection():
+        with pytest.raises(OverloadedError, match="all 1 permits of graph are in use"):
+            async with pool.connection():
+                pass
+    assert (pool.used, pool.pending) == (0, 0)
+    await pool.aclose()
+
+
+async def test_one_that_no_longer_works_is_replaced(backend: Backend) -> None:
+    pool = backend.pool()
+    async with pool.connection() as first:
+        pass
+    backend.dead.add(first)
+    async with pool.connection() as second:
+        assert second != first
+    assert backend.open == {second}
+    await pool.aclose()
+
+
+async def test_one_whose_borrower_failed_is_not_lent_again(backend: Backend) -> None:
+    pool = backend.pool()
+    with pytest.raises(ValueError, match="mine"):
+        async with pool.connection():
+            raise ValueError("mine")
+    assert (pool.used, pool.idle, backend.open) == (0, 0, set())
+
+
+@pytest.mark.parametrize("when", ["connecting", "waiting", "using", "checking"])
+async def test_cancelling_loses_no_place(when: str, backend: Backend) -> None:
+    asked = asyncio.Event()
+
+    async def check(_number: int) -> bool:
+        asked.set()
+        if when == "checking":
+            await asyncio.Event().wait()
+        return True
+
+    pool = backend.pool(check=check)
+    if when == "connecting":
+        backend.slow = asyncio.Event()
+    if when == "checking":
+        async with pool.connection():
+            pass
+
+    async def use() -> None:
+        async with pool.connection():
+            await asyncio.Event().wait()
+
+    holder = asyncio.create_task(use()) if when == "waiting" else None
+    await settle()
+    task = asyncio.create_task(use())
+    await settle()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    if holder is not None:
+        holder.cancel()
+        await asyncio.wait({holder})
+    await settle()
+    backend.slow = None
+    when = "over"
+    async with asyncio.timeout(5), pool.connection() as connection:
+        assert backend.open == {connection}
+    assert pool.used == 0
+    await pool.aclose()
+
+
+async def test_a_backend_that_is_down_is_told_to_each_and_takes_no_place(backend: Backend) -> None:
+    pool = backend.pool()
+    backend.down = True
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            async with pool.connection():
+                pass
+    backend.down = False
+    async with pool.connection():
+        pass
+    await pool.aclose()
+
+
+async def test_what_was_idle_for_too_long_is_closed(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkg_otel.limiting.pool.asyncio.sleep", backend.clock.sleep)
+    pool = backend.pool(idle_timeout=60)
+    async with pool.connection():
+        pass
+    while backend.open:
+        await asyncio.wait({pool._evictions}, timeout=1)  # type: ignore[type-var]
+    assert (pool.idle, backend.clock.slept) == (0, [60.0])
+
+
+async def test_after_the_end_what_is_lent_is_closed_when_it_comes_back_and_nobody_gets_more(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    def close(_number: int) -> None:
+        raise OSError("broken pipe")
+
+    pool = ConnectionPool("graph", backend.connect, close=close, observer=backend, max_size=1)
+
+    async def use() -> None:
+        async with pool.connection():
+            pass
+
+    async with pool.connection():
+        waiting = asyncio.create_task(use())
+        await settle()
+        await pool.aclose()
+        with pytest.raises(ShuttingDownError):
+            await use()
+    with pytest.raises(ShuttingDownError):
+        await waiting
+    assert "graph: a connection could not be closed: OSError" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["max_size", "acquire_timeout", "idle_timeout"])
+def test_an_option_that_cannot_work_is_named(option: str, backend: Backend) -> None:
+    make: Callable[..., object] = backend.pool
+    with pytest.raises(ConfigurationError, match=f"'graph': {option} = 0: should be above 0"):
+        make(**{option: 0})
