@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
+from llmkg_otel._config_files import FILE_VARIABLE, default_file, read_default_file, read_file
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["CheckedModelMeta", "describe", "file_source", "ordered_sources", "parse_rate"]
 
 _PREFIX = "LLMKG_"
-_NOT_CONFIG = frozenset({"LLMKG_CONFIG", "LLMKG_INSTRUMENT", "LLMKG_PROTECT"})
-"""Variables of ours that are not part of the tree."""
 _RATES = frozenset({"rate_limiting", "per_user", "rate_limit"})
 """Options that hold a rate, which may be written in words."""
 
@@ -143,27 +139,29 @@ def ordered_sources(
 
 def _check_environment(settings: type[BaseSettings]) -> None:
     """Refuse `LLMKG_*` variables that name no option: a typo must not be silence."""
-    known = {_PREFIX + name.upper() for name in settings.model_fields}
+    options = {name.upper() for name in settings.model_fields}
     problems = []
     for variable in os.environ:
-        name = variable.upper()
-        if name.startswith(_PREFIX) and name.split("__")[0] not in known and name not in _NOT_CONFIG:
-            near = difflib.get_close_matches(name.split("__")[0], known | _NOT_CONFIG, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"{variable}: unknown environment variable{hint}")
+        name = variable.upper().removeprefix(_PREFIX).split("__")[0]
+        if variable == FILE_VARIABLE or name in options or not variable.upper().startswith(_PREFIX):
+            continue
+        near = difflib.get_close_matches(name, {*options, FILE_VARIABLE.removeprefix(_PREFIX)}, n=1)
+        hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+        problems.append(f"{variable}: unknown environment variable{hint}")
     if problems:
         raise ConfigurationError("\n".join(problems))
 
 
 class _FileSource:
-    """Hands the file named to `load()` to the settings class that is being built in this context."""
+    """Hands the file that `load()` reads to the settings class that is being built in this context."""
 
     def __init__(self) -> None:
         self._content: ContextVar[dict[str, Any]] = ContextVar("llmkg_config_file")
 
     @contextmanager
     def reading(self, file: Path | str | None) -> Iterator[None]:
-        token = self._content.set(read_file(Path(file)) if file is not None else {})
+        content = read_default_file() if file is None else read_file(Path(file))
+        token = self._content.set(_spelled_out(content))
         try:
             yield
         finally:
@@ -177,51 +175,18 @@ class _FileSource:
 file_source = _FileSource()
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """Parse a YAML or TOML file into a mapping; raise ConfigurationError that names the file."""
-    readers: dict[str, Callable[[str], Any]] = {
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
-        ".toml": tomllib.loads,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigurationError(f"{path}: a configuration file ends in .yaml, .yml or .toml")
-    try:
-        content = reader(path.read_text(encoding="utf-8"))
-        if isinstance(content, Mapping):
-            content = _spelled_out(content)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception as error:  # noqa: BLE001 - PyYAML raises all sorts over a value it cannot make
-        raise ConfigurationError(f"{path}: cannot be parsed: {_parse_problem(error)}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: holds a {type(content).__name__}, not a mapping of options")
-    if strange := [key for key in content if not isinstance(key, str)]:
-        raise ConfigurationError(f"{path}: {strange[0]!r} is not a name of an option")
-    return content
-
-
-def _parse_problem(error: Exception) -> str:
-    """Say what is wrong and where, and quote nothing: it may be a secret."""
-    if isinstance(error, tomllib.TOMLDecodeError | UnicodeDecodeError | yaml.reader.ReaderError):
-        return str(error)
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        what = re.sub(r"(['\"]).*\1", "...", error.problem or "not valid YAML")
-        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {what}"
-    return f"a value is not what it looks like ({type(error).__name__})"
-
-
 def describe(
     config: BaseSettings, file: Path | None, arguments: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
-    """Return (path, effective value, where it came from) for every option, secrets hidden."""
+    """Return (path, effective value, where it came from) for every option of what `load` made of these.
+
+    Secrets are hidden. `file` None stands for the one that `LLMKG_CONFIG` names, as it does for `load`.
+    """
+    file = file or default_file()
     sources = [
         ("argument", set(_leaves(_spelled_out(arguments)))),
         ("environment", set(_leaves(_Environment(type(config))()))),
-        (f"file {file}", set(_leaves(read_file(file))) if file is not None else set()),
+        (f"file {file}", set(_leaves(_spelled_out(read_file(file)))) if file is not None else set()),
     ]
     rows = []
     for path, value in _leaves(config.model_dump(mode="json")).items():

@@ -289,7 +289,7 @@ class ServerConfig(Section):
 
 
 class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
-    """The whole configuration. Build it with keyword arguments, or `load()` it with a file as well.
+    """The whole configuration. The constructor reads the environment, and `load()` a file as well.
 
     Environment: `LLMKG_` and the field's path joined with `__`, for example
     `LLMKG_RATE_LIMITING__REQUESTS_PER_SECOND=50`. `LLMKG_AUTH_TOKENS` holds name=token pairs.
@@ -316,7 +316,11 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
 
     @classmethod
     def load(cls, file: Path | str | None = None, **arguments: Any) -> Self:
-        """Read a YAML or TOML file (by its suffix), the environment, and the arguments, in that order."""
+        """Read a YAML or TOML file (by its suffix), the environment, and the arguments, in that order.
+
+        `file` None takes the one that the variable `LLMKG_CONFIG` names, if it is set. Raises
+        ConfigurationError, also for a file that cannot be read.
+        """
         with file_source.reading(file):
             return cls(**arguments)
 

@@ -74,6 +74,9 @@ def test_a_section_object_as_an_argument_stands_for_the_whole_section(file: Path
         ("LLMKG_RETRI__MAX_RETRIES", "; did you mean LLMKG_RETRY?"),
         ("LLMKG_SERVR", "; did you mean LLMKG_SERVER?"),
         ("LLMKG_CONFG", "; did you mean LLMKG_CONFIG?"),
+        ("llmkg_config", "; did you mean LLMKG_CONFIG?"),
+        ("LLMKG_PROTECT", ""),
+        ("LLMKG_INSTRUMENT", ""),
         ("LLMKG_ZZZZZZZZ", ""),
     ],
 )
@@ -91,11 +94,33 @@ def test_a_misspelt_option_in_a_variable_is_told_by_its_path(monkeypatch: pytest
     assert problem() == "retry.max_retry: unknown option; did you mean max_retries?"
 
 
-@pytest.mark.parametrize("name", ["LLMKG_CONFIG", "LLMKG_INSTRUMENT", "LLMKG_PROTECT", "OTHER_RETRY"])
-def test_variables_that_are_not_options_are_let_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_are_not_ours_are_let_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     untouched = ProductionConfig()
-    monkeypatch.setenv(name, "anything")
+    monkeypatch.setenv("OTHER_RETRY", "anything")
     assert ProductionConfig() == untouched
+
+
+def test_a_variable_names_the_file_to_read_where_no_other_is_given(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMKG_CONFIG", str(write(file, {"retry": {"max_retries": 7}})))
+    other = write(tmp_path / "other.toml", {"retry": {"max_retries": 8}})
+    assert ProductionConfig.load(retry={"base_delay_ms": 1}).retry == RetryConfig(
+        max_retries=7, base_delay_ms=1
+    )
+    assert ProductionConfig.load(other).retry.max_retries == 8
+    assert ProductionConfig().retry == RetryConfig()  # the constructor reads no file
+    rows = describe(ProductionConfig.load(), None, {})
+    assert [row for row in rows if row[2] != "default"] == [("retry.max_retries", "7", f"file {file}")]
+    monkeypatch.setenv("LLMKG_CONFIG", "")
+    assert ProductionConfig.load() == ProductionConfig()
+
+
+def test_a_default_file_that_cannot_be_read_is_told_with_the_variable_that_names_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMKG_CONFIG", str(file))
+    assert problem() == f"LLMKG_CONFIG: {file}: cannot be read: No such file or directory"
 
 
 def test_a_variable_may_hold_a_whole_section_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +237,11 @@ def test_describe_tells_value_and_origin_of_every_option(
         ("a.yaml", b"1: 2", "1 is not a name"),
         ("a.yaml", b"a: {b: c", "cannot be parsed: line 1, column 9: expected"),
         ("a.yaml", b"a: 2001-99-99", "cannot be parsed: "),
-        ("a.yaml", b"operations: &a {b: *a}", "cannot be parsed: "),
+        ("a.yaml", b"operations: &a {b: *a}", ":1: an alias stands inside of what it stands for"),
+        ("a.yaml", b"retry:\n  max_retries: 1\n  max_retries: 2", ":3: 'max_retries' is given twice"),
+        ("a.yaml", b"retry: {}\nengine: {}\nretry: {}", ":3: 'retry' is given twice"),
+        ("a.yaml", b"alerting: {rule_files: [a, {b: 1,\n b: 1}]}", ":2: 'b' is given twice"),
+        ("a.toml", b"[retry]\nmax_retries = 1\nmax_retries = 2", "Cannot overwrite a value"),
         ("a.yaml", b"\xff", "cannot be parsed: "),
         ("a.toml", b"a = ", "cannot be parsed: Invalid value (at"),
         ("missing/a.yaml", None, "cannot be read: No such file"),
@@ -224,8 +253,15 @@ def test_a_file_that_cannot_be_used_is_named(
     unusable = tmp_path / name
     if content is not None:
         unusable.write_bytes(content)
-    assert problem(unusable).startswith(f"{unusable}: ")
+    assert problem(unusable).startswith(f"{unusable}:")
     assert said in problem(unusable)
+
+
+def test_an_alias_and_a_merge_are_no_duplicates(file: Path) -> None:
+    file.write_text("operations: {a: &a {timeout: 1, idempotent: true}, b: {<<: *a, timeout: 2}, c: *a}")
+    operations = ProductionConfig.load(file).operations
+    assert [operations[name].timeout for name in "abc"] == [1, 2, 1]
+    assert all(operation.idempotent for operation in operations.values())
 
 
 def test_a_file_without_options_changes_nothing(file: Path) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
     from prometheus_client.metrics_core import Metric
 
-__all__ = ["CollectedMetrics", "Sample", "Samples"]
+__all__ = ["CollectedMetrics", "LatestCallbacks", "Sample", "Samples"]
 
 
 class Sample(NamedTuple):
@@ -56,24 +59,45 @@ class CollectedMetrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._lock = threading.Lock()
+        self._provider: SdkMeterProvider | None = None
+        self._last: list[Metric] = []
         self.reader = PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)
+
+    def attach(self, provider: MeterProvider) -> bool:
+        """Collect from this provider; return False if it is not the SDK's: nothing is collected then."""
+        if isinstance(provider, SdkMeterProvider):
+            self._provider = provider
+            provider.add_metric_reader(self.reader)
+        else:
+            self.reader.shutdown()
+        return self._provider is not None
+
+    def detach(self) -> None:
+        """Leave the provider, for good; what is collected now is what is read from now on."""
+        with self._lock:
+            provider, self._provider = self._provider, None
+            if provider is not None:
+                try:
+                    self._last = list(self._registry.collect())
+                finally:
+                    provider.remove_metric_reader(self.reader)
 
     def collect(self) -> Samples:
         """Collect now and return every sample."""
-        with self._lock:
-            families = list(self._registry.collect())
         return Samples(
             Sample(sample.name, {k: v for k, v in sample.labels.items() if v}, float(sample.value))
-            for family in families
+            for family in self._families()
             for sample in family.samples
         )
 
     def expose(self, accept: str = "") -> tuple[str, bytes]:
         """Return (content type, body) in the format an Accept header asks for: text or OpenMetrics."""
         encode, content_type = choose_encoder(accept)
+        return content_type, encode(_Families(self._families()))
+
+    def _families(self) -> list[Metric]:
         with self._lock:
-            frozen = _Families(list(self._registry.collect()))
-        return content_type, encode(frozen)
+            return self._last or list(self._registry.collect())
 
 
 class _Families:
@@ -84,3 +108,27 @@ class _Families:
 
     def collect(self) -> list[Metric]:
         return self._families
+
+
+class LatestCallbacks:
+    """A meter whose observable instruments read the callbacks they were last created with.
+
+    The SDK keeps the callbacks of an instrument's first creation and ignores those of a second one, so
+    the live values of a process's second system would stay those of its first, which is closed.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __getattr__(self, name: str) -> Any:
+        create = getattr(self._meter, name)
+        return functools.partial(self._observe, create) if name.startswith("create_observable") else create
+
+    def _observe(self, create: Callable[..., object], name: str, callbacks: Any, **described: str) -> object:
+        latest = vars(self._meter).setdefault("_llmkg_callbacks", {})  # lives and dies with the meter
+        latest[name] = callbacks
+
+        def read(options: CallbackOptions) -> Iterable[Observation]:
+            return [observation for callback in latest[name] for observation in callback(options)]
+
+        return create(name, callbacks=[read], **described)

@@ -1,4 +1,4 @@
-"""JSON log lines on stderr, written off the request path, each with its trace and correlation id."""
+"""Log records: as JSON lines on stderr, written off the request path, and to the logger provider."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from logging.handlers import QueueHandler, QueueListener
 from typing import Any, Self, TextIO
 
 from opentelemetry import trace
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 
 from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.call import current_call
 from llmkg_otel.telemetry.records import EVENT_NAME
 
-__all__ = ["JsonFormatter", "JsonLogs", "correlation_id"]
+__all__ = ["JsonFormatter", "JsonLogs", "LogExport", "correlation_id"]
 
 QUEUE_SIZE = 10_000
 STOP_SECONDS = 5.0
 
+_EXPORTING = (LoggingHandler, SdkLoggingHandler)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "llmkg"}
 
 
@@ -148,3 +151,18 @@ class JsonLogs:
             )
             self._records.put(record)
         self._listener.stop()
+
+
+class LogExport(LoggingHandler):
+    """Hands the root logger's records to the global logger provider, unless another handler does.
+
+    The SDK, the logging instrumentation and `opentelemetry-instrument` each may have added a handler of
+    theirs, or add it later. Of several of ours the first exports. What OpenTelemetry itself logs, its
+    exporters' failures above all, is left out: it must not feed the exporter.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether this handler is the one to export this record."""
+        exporting = [h for h in logging.getLogger().handlers if isinstance(h, _EXPORTING)]
+        alone = exporting[:1] == [self] and all(isinstance(h, LogExport) for h in exporting)
+        return alone and not record.name.startswith("opentelemetry") and bool(super().filter(record))

@@ -1,61 +1,89 @@
-"""Providers: found, or set up once from the standard `OTEL_*` variables; flushed under our deadline.
+"""Providers: found, or set up from the standard `OTEL_*` variables; flushed under our deadline.
 
-Nothing happens at import, and a provider that the user or `opentelemetry-instrument` has set is never
-replaced: it only gets one more metric reader, the one that /metrics, status and alerts read.
+Nothing happens at import. A provider that the user or `opentelemetry-instrument` has set is never
+replaced: the meter provider only gets one more metric reader, the one that /metrics, status and alerts
+read. What is missing is set up for as long as the process lives: a system that closes flushes it, and
+the next one uses it again.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import sys
+import threading
+import time
 import uuid
 from concurrent.futures import wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import _logs, metrics, trace
-from opentelemetry.instrumentation.logging.handler import LoggingHandler
-from opentelemetry.sdk._configuration import _OTelSDKConfigurator
-from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+from opentelemetry.sdk._configuration import (
+    _get_exporter_names,
+    _get_id_generator,
+    _get_sampler,
+    _import_exporters,
+    _import_id_generator,
+    _import_sampler,
+    _init_logging,
+    _init_metrics,
+    _init_tracing,
+    _OTelSDKConfigurator,
+)
+from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from llmkg_otel._threads import in_daemon_thread
-from llmkg_otel.telemetry.collected import CollectedMetrics
+from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks
+from llmkg_otel.telemetry.logs import LogExport
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
+    from concurrent.futures import Future
 
     from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
-__all__ = ["Telemetry", "set_up_telemetry"]
+__all__ = ["Telemetry", "bound_exit", "set_up_telemetry"]
+
+EXIT_SECONDS = 5.0
+"""What the providers that were set up here get at exit in a process that has closed no system."""
+
+_GLOBALS: dict[str, Callable[[], Any]] = {
+    "traces": trace.get_tracer_provider,
+    "metrics": metrics.get_meter_provider,
+    "logs": _logs.get_logger_provider,
+}
+_UNSET = ("ProxyTracerProvider", "_ProxyMeterProvider", "ProxyLoggerProvider")
+"""What the API answers with until a provider is set."""
 
 _log = logging.getLogger(__name__)
 
 
-class _Configurator(_OTelSDKConfigurator):
-    """The SDK's own reading of `OTEL_*`: exporters, samplers, limits, resource."""
-
-
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """The providers a system writes to. `owned` ones were set up here and are shut down here."""
+    """The providers a system writes to, the metrics it reads back, and its part in exporting logs."""
 
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
     collected: CollectedMetrics
-    owned: tuple[Any, ...] = ()
-    handlers: tuple[logging.Handler, ...] = field(default=())
+    log_export: LogExport | None = None
 
     def tracer(self) -> Tracer:
         """Return this layer's tracer."""
         return self.tracer_provider.get_tracer(METER_NAME, version("llmkg-otel"), SCHEMA_URL)
 
     def meter(self) -> Meter:
-        """Return this layer's meter."""
-        return self.meter_provider.get_meter(METER_NAME, version("llmkg-otel"), SCHEMA_URL)
+        """Return this layer's meter; of one provider's systems, the last is the one that is observed."""
+        meter = self.meter_provider.get_meter(METER_NAME, version("llmkg-otel"), SCHEMA_URL)
+        return cast("Meter", LatestCallbacks(meter))
 
     def close(self, timeout: float) -> str | None:
         """Send what is buffered and let go, within `timeout` seconds; return what went wrong, if anything.
@@ -63,14 +91,51 @@ class Telemetry:
         Each provider gets a daemon thread: `force_flush(1000)` on a collector that accepts and never
         answers was measured to take 40 s and to return True.
         """
-        for handler in self.handlers:
-            logging.getLogger().removeHandler(handler)
-        providers = self.owned or (self.tracer_provider, self.meter_provider, _logs.get_logger_provider())
-        step = "shutdown" if self.owned else "force_flush"
-        problem = _run_each([getattr(p, step, None) for p in providers], timeout)
-        if isinstance(self.meter_provider, SdkMeterProvider) and not self.owned:
-            self.meter_provider.remove_metric_reader(self.collected.reader)
+        began, _lasting.exit_seconds = time.monotonic(), 0.0  # until the flush has ended, nothing is left
+        if self.log_export is not None:
+            logging.getLogger().removeHandler(self.log_export)
+        providers = (self.tracer_provider, self.meter_provider, _logs.get_logger_provider())
+        problem = _run_each([getattr(p, "force_flush", None) for p in providers], timeout)
+        self.collected.detach()
+        _lasting.exit_seconds = max(0.0, timeout - (time.monotonic() - began))
         return problem
+
+
+class _Configurator(_OTelSDKConfigurator):
+    """The SDK's own, for `OTEL_CONFIG_FILE`: it asks to be subclassed."""
+
+
+class _Lasting:
+    """The global providers that are shut down here, at the exit of the process.
+
+    The shutdown gets what the last close left of its time. The SDK's own atexit hooks were measured to
+    hold an exit for 15 s on a collector that accepts and never answers, 30 s after a flush that failed.
+    The threads wait from the start: from Python 3.12 on, none may be started at exit.
+    """
+
+    def __init__(self) -> None:
+        self.exit_seconds = EXIT_SECONDS
+        self.exports_logs = False
+        self._exiting = threading.Event()
+        self._ends: dict[Any, Future[object]] = {}
+
+    def add(self, provider: Any) -> None:
+        if provider in self._ends or not hasattr(provider, "shutdown"):
+            return
+        atexit.unregister(provider.shutdown)
+        if not self._ends:
+            atexit.register(self._exit)
+        self._ends[provider] = in_daemon_thread(
+            lambda: self._exiting.wait() and provider.shutdown(), "llmkg-telemetry-exit"
+        )
+
+    def _exit(self) -> None:
+        self._exiting.set()
+        wait(self._ends.values(), self.exit_seconds)
+
+
+_lasting = _Lasting()
+_setting_up = threading.Lock()
 
 
 def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> str | None:
@@ -86,43 +151,86 @@ def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> str |
 def set_up_telemetry(
     tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
 ) -> Telemetry:
-    """Return the telemetry of a system: the given providers, else the global ones, else new global ones."""
-    owned: tuple[Any, ...] = ()
-    handlers: tuple[logging.Handler, ...] = ()
-    if tracer_provider is None and meter_provider is None and not _globals_are_set():
-        owned, handlers = _configure_globals()
+    """Return the telemetry of a system: the given providers, else the global ones, else new global ones.
+
+    With both given, no global provider is set. Raises ConfigurationError if an `OTEL_*_EXPORTER` names
+    what does not exist.
+    """
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if (tracer_provider is None or meter_provider is None) and not disabled:
+        given = {"traces": tracer_provider, "metrics": meter_provider}
+        needed = [signal for signal in _GLOBALS if given.get(signal) is None]
+        with _setting_up:
+            if missing := [each for each in needed if type(_GLOBALS[each]()).__name__ in _UNSET]:
+                _set_up(missing)
     tracer_provider = tracer_provider or trace.get_tracer_provider()
     meter_provider = meter_provider or metrics.get_meter_provider()
     collected = CollectedMetrics()
-    if isinstance(meter_provider, SdkMeterProvider):
-        meter_provider.add_metric_reader(collected.reader)
-    else:
+    readable = collected.attach(meter_provider)
+    if disabled:
+        _log.info("OTEL_SDK_DISABLED is true: nothing is recorded; /metrics and alerts stay empty")
+    elif not readable:
         _log.warning(
             "the global meter provider is %s, not the SDK's: /metrics, status and alerts stay empty",
             type(meter_provider).__name__,
         )
-    return Telemetry(tracer_provider, meter_provider, collected, owned, handlers)
+    log_export = LogExport() if _lasting.exports_logs else None
+    if log_export is not None:
+        logging.getLogger().addHandler(log_export)
+    return Telemetry(tracer_provider, meter_provider, collected, log_export)
 
 
-def _globals_are_set() -> bool:
-    """Say whether somebody has set a global provider: until then the API answers with a proxy."""
-    return not (
-        isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-        and type(metrics.get_meter_provider()).__name__ == "_ProxyMeterProvider"
-    )
+def bound_exit() -> None:
+    """Bound the global providers' shutdown at exit, whoever has set them: `opentelemetry-instrument` too.
+
+    For programs, not for libraries; once the system is made. What is set up here is bounded anyway.
+    """
+    for get_provider in _GLOBALS.values():
+        _lasting.add(get_provider())
 
 
-def _configure_globals() -> tuple[tuple[Any, ...], tuple[logging.Handler, ...]]:
-    configure: Callable[..., None] = _Configurator().configure  # type: ignore[no-untyped-call]
-    configure(resource_attributes=_resource_defaults())
-    owned = (trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())
-    if os.environ.get("OTEL_LOGS_EXPORTER", "none").strip().lower() in ("", "none"):
-        return owned, ()
-    handler = LoggingHandler()
-    # Exporters log their failures: those must not feed the exporter.
-    handler.addFilter(lambda record: not record.name.startswith("opentelemetry"))
-    logging.getLogger().addHandler(handler)
-    return owned, (handler,)
+def _set_up(signals: Collection[str]) -> None:
+    """Set global providers as the SDK's configurator would, but for three things.
+
+    Console exporters write to stderr, since stdout belongs to MCP's stdio transport; no Prometheus server
+    is started; and the SDK adds no logging handler.
+    """
+    try:
+        if os.environ.get("OTEL_CONFIG_FILE") and len(signals) == len(_GLOBALS):
+            _Configurator().configure()  # type: ignore[no-untyped-call]
+        else:
+            _set_up_from_variables(signals)
+    except RuntimeError as error:  # the SDK's word for an exporter or a generator that does not exist
+        raise ConfigurationError(f"OTEL_* variables: {error}") from None
+    for signal in signals:
+        _lasting.add(_GLOBALS[signal]())
+
+
+def _set_up_from_variables(signals: Collection[str]) -> None:
+    names = (_exporter_names(each) if each in signals else [] for each in _GLOBALS)
+    spans, readers, logs = _import_exporters(*names)
+    resource = Resource.create(_resource_defaults())
+    consoles = (ConsoleSpanExporter, ConsoleMetricExporter, ConsoleLogRecordExporter)
+    options: dict[Any, dict[str, Any]] = {each: {"out": sys.stderr} for each in consoles}
+    if "traces" in signals:
+        generator, sampler = _import_id_generator(_get_id_generator()), _import_sampler(_get_sampler())
+        _init_tracing(spans, generator, sampler, resource, options)
+    if "metrics" in signals:
+        _init_metrics(readers, resource, options)
+    if "logs" in signals:
+        _init_logging(logs, resource, setup_logging_handler=False, exporter_args_map=options)
+        _lasting.exports_logs = bool(logs)
+
+
+def _exporter_names(signal: Any) -> list[str]:
+    names = _get_exporter_names(signal)
+    if signal == "metrics" and "prometheus" in names:
+        _log.warning(
+            "OTEL_METRICS_EXPORTER: prometheus is left out, its server would take the operators' port;"
+            " /metrics is served there, and get_prometheus_metrics() returns the same"
+        )
+        names = [name for name in names if name != "prometheus"]
+    return names
 
 
 def _resource_defaults() -> dict[str, str]:

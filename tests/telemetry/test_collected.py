@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import MeterProvider
 
-from llmkg_otel.telemetry.collected import CollectedMetrics, Sample, Samples
+from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks, Sample, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,3 +113,32 @@ def test_collections_from_two_threads_are_both_complete(collect: str, reading: R
         first, second = threads.map(read, range(2))
     assert first == second
     assert first in (1.0, collected.expose())
+
+
+def test_what_was_collected_last_is_read_after_leaving_and_a_read_meanwhile_is_whole() -> None:
+    collected = CollectedMetrics()
+    provider = MeterProvider(shutdown_on_exit=False)
+    assert collected.attach(provider)
+    calls = provider.get_meter("t").create_counter("calls")
+    calls.add(1)
+    with ThreadPoolExecutor(4) as threads:
+        reads = [threads.submit(lambda: collected.collect().total("calls_total")) for _ in range(50)]
+        collected.detach()
+    calls.add(1)
+    assert {read.result() for read in reads} == {1.0}
+    assert collected.collect().total("calls_total") == 1.0
+    assert b"calls_total 1.0" in collected.expose()[1]
+    provider.shutdown()
+
+
+def test_an_observable_instrument_reads_the_callbacks_it_was_last_created_with(reading: Reading) -> None:
+    collected, meter = reading
+    for value in (1, 2):
+        latest: Any = LatestCallbacks(meter)
+        latest.create_observable_counter("seen", [lambda _options, value=value: [Observation(value)]])
+        latest.create_observable_up_down_counter("level", callbacks=[lambda _: [Observation(-1)]], unit="1")
+        latest.create_counter("written").add(1)
+        samples = collected.collect()
+        assert [sample.value for sample in samples.named("seen_total")] == [value]
+        assert [sample.value for sample in samples.named("level")] == [-1]
+        assert samples.total("written_total") == value

@@ -1,72 +1,21 @@
-"""Providers: nobody's are replaced, the standard variables count, and the end comes in time.
-
-The global providers can be set once in a process, so each case has a process of its own.
-"""
+"""Providers: nobody's are replaced, and what is missing is set up as the standard variables say."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import closing
-from textwrap import dedent
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.processes import SILENT, SPAN, facts, run
 
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
     from llmkg_otel.testing import CapturedTelemetry
-
-PREAMBLE = """
-import asyncio, json, logging, threading, time
-from opentelemetry import _logs, metrics, trace
-import llmkg_otel
-from llmkg_otel import ProductionConfig, ShutdownConfig, create_production_system
-
-def told(**facts):
-    print(json.dumps(facts))
-
-def names():
-    return [type(p).__name__ for p in (trace.get_tracer_provider(), metrics.get_meter_provider())]
-
-def make(flush=2):
-    shutdown = ShutdownConfig(lame_duck_seconds=0, flush_timeout_seconds=flush)
-    return create_production_system(object(), ProductionConfig(shutdown=shutdown))
-
-async def use(system):
-    async with system:
-        await system.execute_protected_operation("op", lambda: logging.getLogger("engine").warning("hello"))
-        return system.get_prometheus_metrics()
-"""
-SILENT = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
-
-
-def run(code: str, **environment: str) -> str:
-    """Run code after the preamble, warnings as errors, and return what it printed."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "LLMKG_"))}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PREAMBLE + dedent(code)],
-        env=clean | SILENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
-def facts(code: str, **environment: str) -> Any:
-    return json.loads(run(code, **environment))
 
 
 def test_importing_sets_no_provider_starts_no_thread_and_adds_no_handler() -> None:
@@ -74,17 +23,6 @@ def test_importing_sets_no_provider_starts_no_thread_and_adds_no_handler() -> No
         "told(names=names(), threads=threading.active_count(), handlers=len(logging.root.handlers))"
     )
     assert found == {"names": ["ProxyTracerProvider", "_ProxyMeterProvider"], "threads": 1, "handlers": 0}
-
-
-def test_without_providers_global_ones_are_made_and_a_second_system_takes_them_too() -> None:
-    found = facts("""
-        first = make()
-        ours = trace.get_tracer_provider(), metrics.get_meter_provider()
-        second = make()
-        told(names=names(), owned=[len(first.telemetry.owned), len(second.telemetry.owned)],
-             same=ours == (second.telemetry.tracer_provider, second.telemetry.meter_provider))
-    """)
-    assert found == {"names": ["TracerProvider", "MeterProvider"], "owned": [3, 0], "same": True}
 
 
 def test_providers_that_the_user_has_set_are_kept_and_outlive_the_system() -> None:
@@ -103,91 +41,141 @@ def test_providers_that_the_user_has_set_are_kept_and_outlive_the_system() -> No
              used=mine == (system.telemetry.tracer_provider, system.telemetry.meter_provider),
              read="llmkg_operation_duration_seconds_count" in text,
              alive="afterwards" in reader.get_metrics_data().to_json(),
-             after=len(list(system.telemetry.collected.collect())))
+             still_read=system.get_prometheus_metrics().count("llmkg_operation_duration_seconds_count"),
+             left="afterwards" not in system.get_prometheus_metrics())
     """)
-    assert found == {"kept": True, "used": True, "read": True, "alive": True, "after": 0}
+    yes = dict.fromkeys(("kept", "used", "read", "alive", "left"), True)
+    assert found == yes | {"still_read": 1}
 
 
-def test_a_disabled_sdk_leaves_calls_and_status_working() -> None:
-    code = """
-        system = make()
-        result = system.execute_protected_operation_sync("op", lambda: 42)
-        status = json.loads(json.dumps(system.read_status()))
-        asyncio.run(use(system))
-        told(result=result, sections=len(status), operations=status["system_metrics"]["operations"])
-    """
-    assert facts(code, OTEL_SDK_DISABLED="true") == {"result": 42, "sections": 8, "operations": 0}
-
-
-RESOURCE = """
-    make()
-    told(**trace.get_tracer_provider().resource.attributes)
+PARTS = {
+    "traces": """
+from opentelemetry.sdk.trace import TracerProvider
+mine = TracerProvider()
+trace.set_tracer_provider(mine)
+""",
+    "metrics": """
+from opentelemetry.sdk.metrics import MeterProvider
+mine = MeterProvider()
+metrics.set_meter_provider(mine)
+""",
+    "logs": """
+from opentelemetry.sdk._logs import LoggerProvider
+mine = LoggerProvider()
+_logs.set_logger_provider(mine)
+""",
+}
+USED = """
+text = asyncio.run(use(make()))
+every = trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider()
+told(kept=mine in every, every=[type(each).__name__ for each in every],
+     read="llmkg_operation_duration_seconds_count" in text)
 """
 
 
-def test_the_resource_describes_this_service_by_default() -> None:
-    found = facts(RESOURCE)
-    assert found["service.name"] == "llmkg"
-    assert found["service.version"]
-    assert len(found["service.instance.id"]) == 36
+@pytest.mark.parametrize("part", PARTS)
+def test_what_the_user_has_not_set_is_set_up_beside_what_they_have(part: str) -> None:
+    done = run(PARTS[part] + USED, **dict.fromkeys(SILENT, "console"))
+    every = ["TracerProvider", "MeterProvider", "LoggerProvider"]
+    assert json.loads(done.stdout) == {"kept": True, "every": every, "read": True}
+    shown = {"traces": SPAN, "metrics": '"llmkg.operation.duration"', "logs": '"body": "hello"'}
+    assert {signal for signal, sign in shown.items() if sign not in done.stderr} == {part}
+    assert "Overriding" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    "environment",
+    ("arguments", "expected"),
     [
-        {"OTEL_SERVICE_NAME": "theirs"},
-        {"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,service.instance.id=pod-1,team=graphs"},
+        ("tracer_provider=mine", ["ProxyTracerProvider", "MeterProvider"]),
+        ("meter_provider=mine", ["TracerProvider", "_ProxyMeterProvider"]),
+        ("mine, mine", ["ProxyTracerProvider", "_ProxyMeterProvider"]),
     ],
-    ids=lambda environment: next(iter(environment)),
 )
-def test_the_resource_that_the_environment_describes_wins(environment: dict[str, str]) -> None:
-    found = facts(RESOURCE, **environment)
-    assert found["service.name"] == "theirs"
-    if "OTEL_RESOURCE_ATTRIBUTES" in environment:
-        assert (found["service.instance.id"], found["team"]) == ("pod-1", "graphs")
-
-
-def test_exporters_are_those_of_the_standard_variables() -> None:
-    console = dict.fromkeys(SILENT, "console")
-    printed = run("asyncio.run(use(make()))", **console)
-    for expected in ('"name": "op"', '"name": "llmkg.shutdown"', '"llmkg.operation.duration"', '"hello"'):
-        assert expected in printed
-
-
-@pytest.mark.parametrize(("exporter", "expected"), [("none", []), ("console", ["LoggingHandler"])])
-def test_logs_have_a_handler_where_they_have_an_exporter_and_until_the_end(
-    exporter: str, expected: list[str]
+def test_a_provider_that_is_given_needs_no_global_one_and_the_other_does(
+    arguments: str, expected: list[str]
 ) -> None:
-    code = """
-        system = make()
-        handlers = [type(handler).__name__ for handler in logging.root.handlers]
-        system.telemetry.close(2)
-        told(during=handlers, after=len(logging.root.handlers))
+    code = f"""
+        from llmkg_otel.telemetry.setup import set_up_telemetry
+        from opentelemetry.sdk.metrics import MeterProvider
+        mine = MeterProvider()  # stands for either: nothing is asked of it here
+        set_up_telemetry({arguments})
+        told(names=names())
     """
-    found = json.loads(run(code, OTEL_LOGS_EXPORTER=exporter).splitlines()[-1])
-    assert found == {"during": expected, "after": 0}
+    assert facts(code)["names"] == expected
 
 
-def test_a_collector_that_accepts_and_never_answers_holds_nobody_up() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as silent:
-        port = silent.getsockname()[1]
-        began = time.monotonic()
-        found = facts(
-            """
-            system = make(flush=0.3)
-            system.execute_protected_operation_sync("op", lambda: None)
-            began = time.monotonic()
-            problem = system.telemetry.close(0.3)
-            told(problem=problem, seconds=time.monotonic() - began)
-            """,
-            OTEL_TRACES_EXPORTER="otlp",
-            OTEL_METRICS_EXPORTER="otlp",
-            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
-            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
-        )
-        assert found["problem"] == "2 of 3 telemetry providers did not finish in 0.3 s"
-        assert found["seconds"] < 3
-        assert time.monotonic() - began < 30
+SECOND = """
+    reader = None
+    {provider}
+
+    async def serve():
+        system = make()
+        async with system:
+            await system.execute_protected_operation("op", lambda: None)
+            samples = system.telemetry.collected.collect()
+            states = samples.named("llmkg_lifecycle_status")
+            return {{
+                "made": id(system.telemetry.meter_provider),
+                "calls": samples.total("llmkg_operation_duration_seconds_count"),
+                "states": [s.labels["state"] for s in states if s.value] + [len(states)],
+                "breakers": samples.total("llmkg_circuit_breaker_calls_total", outcome="success"),
+                "theirs": [point.value for part in reader.get_metrics_data().resource_metrics
+                           for scope in part.scope_metrics for metric in scope.metrics
+                           if metric.name == "llmkg.lifecycle.status"
+                           for point in metric.data.data_points] if reader else [],
+            }}
+
+    first, second = asyncio.run(serve()), asyncio.run(serve())
+    told(first=first, second=second)
+"""
+THEIRS = """
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider([reader]))
+"""
+
+
+@pytest.mark.parametrize("provider", ["", THEIRS], ids=["a provider of ours", "one of theirs"])
+def test_a_processs_second_system_is_measured_and_read_as_the_first_was(provider: str) -> None:
+    found = facts(SECOND.format(provider=provider))
+    assert found["first"] == found["second"]
+    assert found["second"]["calls"] == found["second"]["breakers"] == 1
+    assert found["second"]["states"] == ["serving", 7]
+    assert sorted(found["second"]["theirs"]) == ([0] * 6 + [1] if provider else [])
+
+
+def test_the_second_systems_logs_are_exported_too_and_once() -> None:
+    code = """
+        asyncio.run(use(make()))
+        asyncio.run(use(make()))
+        told(handlers=len(logging.root.handlers))
+    """
+    done = run(code, OTEL_LOGS_EXPORTER="console")
+    assert done.stderr.count('"body": "hello"') == 2
+    assert json.loads(done.stdout) == {"handlers": 0}
+
+
+def test_a_disabled_sdk_leaves_calls_and_status_working_and_says_so_calmly() -> None:
+    code = """
+        from llmkg_otel.telemetry.logs import JsonLogs
+        with JsonLogs("info"):
+            system = make()
+            result = system.execute_protected_operation_sync("op", lambda: 42)
+            status = json.loads(json.dumps(system.read_status()))
+            text = asyncio.run(use(system))
+        told(result=result, sections=len(status), operations=status["system_metrics"]["operations"],
+             text=text)
+    """
+    exporters = dict.fromkeys(SILENT, "otlp")
+    done = run(code, OTEL_SDK_DISABLED="true", **exporters)
+    assert json.loads(done.stdout) == {"result": 42, "sections": 8, "operations": 0, "text": ""}
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    said = "OTEL_SDK_DISABLED is true: nothing is recorded; /metrics and alerts stay empty"
+    assert [line["level"] for line in lines if line["message"] == said] == ["info"]
+    assert {line["level"] for line in lines if line["message"] != "hello"} == {"info"}
+    assert not [line for line in lines if "trace_id" in line or "correlation_id" in line]
+    assert "000000" not in done.stderr.replace("+00:00", "")
 
 
 @pytest.fixture
@@ -211,16 +199,18 @@ def test_closing_tells_of_a_provider_that_raises_and_of_one_that_hangs(
     release.set()
 
 
-def test_closing_twice_is_harmless(telemetry: CapturedTelemetry) -> None:
+def test_closing_twice_is_harmless(telemetry: CapturedTelemetry, caplog: pytest.LogCaptureFixture) -> None:
     ours = set_up_telemetry(telemetry.tracer_provider, telemetry.meter_provider)
     assert (ours.close(5), ours.close(5)) == (None, None)
+    assert caplog.records == []
 
 
-def test_a_meter_provider_that_cannot_be_read_is_told_of(
+def test_a_meter_provider_that_cannot_be_read_is_told_of_once(
     telemetry: CapturedTelemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
     other: Any = SimpleNamespace(get_meter=None)
     with caplog.at_level(logging.WARNING):
         ours = set_up_telemetry(telemetry.tracer_provider, other)
-    assert "not the SDK's: /metrics, status and alerts stay empty" in caplog.text
-    assert list(ours.collected.collect()) == []
+        assert list(ours.collected.collect()) == []
+    (record,) = caplog.records
+    assert "not the SDK's: /metrics, status and alerts stay empty" in record.message

@@ -1,0 +1,72 @@
+"""The options that decide whether rules are evaluated, and on how much of the past."""
+
+from __future__ import annotations
+
+import threading
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmkg_otel.alerting.watch import AlertWatch
+from llmkg_otel.config import ProductionConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from llmkg_otel.system import ProductionSystem
+    from llmkg_otel.testing import CapturedTelemetry
+
+ROUNDS, SECONDS_A_ROUND = 5, 60
+POINTS_SEEN = "count_over_time(m[1h]) >= 4"
+
+
+def rule(directory: Path, expression: str) -> Path:
+    file = directory / "rules.yaml"
+    file.write_text(f'groups: [{{name: g, rules: [{{alert: A, expr: "{expression}"}}]}}]')
+    return file
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_alerting_that_is_switched_off_evaluates_no_rule_and_shows_none(
+    enabled: bool,
+    tmp_path: Path,
+    make_system: Callable[..., ProductionSystem],
+    telemetry: CapturedTelemetry,
+) -> None:
+    system = make_system(
+        alerting={"default_rules": False, "rule_files": [rule(tmp_path, "vector(1)")]},
+        monitoring={"enable_alerting": enabled},
+    )
+    async with system:
+        evaluating = any(thread.name == "llmkg-alerts" for thread in threading.enumerate())
+        status = await system.get_system_status()
+        shown = telemetry.metric("llmkg.alert.status")
+    assert (evaluating, status["alerts"]["rules"], len(shown)) == ((True, 1, 4) if enabled else (False, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("monitoring", "fires"),
+    [
+        ({}, True),
+        ({"max_metric_points": 4}, True),
+        ({"max_metric_points": 3}, False),
+        ({"metric_retention_seconds": 4 * SECONDS_A_ROUND}, True),
+        ({"metric_retention_seconds": 3 * SECONDS_A_ROUND}, False),
+    ],
+)
+def test_rules_look_back_on_as_many_points_and_seconds_as_are_kept(
+    monitoring: dict[str, Any], fires: bool, tmp_path: Path
+) -> None:
+    config = ProductionConfig(
+        monitoring=monitoring,
+        alerting={"default_rules": False, "rule_files": [rule(tmp_path, POINTS_SEEN)]},
+    )
+    observer: Any = type("Deaf", (), {"on_event": lambda *_arguments: None})()
+    watch = AlertWatch(config, lambda: [("m", {}, 1.0)], observer, lambda _seconds: None)
+    instants = count(step=SECONDS_A_ROUND)
+    watch._loop._clock = lambda: float(next(instants))
+    for _ in range(ROUNDS):
+        watch._loop.run_once()
+    assert list(watch.states().values()) == ["firing" if fires else "inactive"]
