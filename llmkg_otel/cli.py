@@ -50,14 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
     config = commands.add_parser("config", help="show the effective configuration, or its JSON schema")
     config.add_argument("what", choices=["show", "schema"])
-    config.add_argument("--config", type=Path, metavar="FILE", default=os.environ.get("LLMKG_CONFIG"))
+    config.add_argument("--config", type=Path, metavar="FILE")
     config.set_defaults(command=_config)
     return parser
 
 
 def _add_serve(commands: Any) -> None:
     serve = commands.add_parser("serve", help="serve the embedded engine over MCP, until SIGTERM")
-    serve.add_argument("--config", type=Path, metavar="FILE", default=os.environ.get("LLMKG_CONFIG"))
+    serve.add_argument("--config", type=Path, metavar="FILE")
     serve.add_argument("--transport", choices=["http", "stdio"], default="http")
     serve.add_argument("--host", help="address of the MCP server")
     serve.add_argument("--port", type=int, help="port of the MCP server; 0 takes a spare one")
@@ -113,9 +113,8 @@ def _config(options: argparse.Namespace) -> int:
     if options.what == "schema":
         print(json.dumps(ProductionConfig.model_json_schema(), indent=2))
         return 0
-    file = Path(options.config) if options.config else None
-    config = ProductionConfig.load(file)
-    for path, value, origin in describe(config, file, {}):
+    config = ProductionConfig.load(options.config)
+    for path, value, origin in describe(config, options.config, {}):
         print(f"{path} = {value}  ({origin})")
     return 0
 

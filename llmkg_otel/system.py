@@ -58,7 +58,8 @@ class ProductionSystem:
     becomes a health check and its `aclose` a clean-up handler, where it has them.
 
     Telemetry goes to the given providers, else to the global ones, else to new global ones made from
-    the standard `OTEL_*` variables. One system per meter provider: two would write the same series.
+    the standard `OTEL_*` variables. One system at a time per meter provider: two would write the same
+    series. Without a `config`, the file that `LLMKG_CONFIG` names and the environment are read.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ProductionSystem:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self.engine = engine
-        self.config = config = config or ProductionConfig()
+        self.config = config = config or ProductionConfig.load()
         logging.getLogger("llmkg_otel").setLevel(config.monitoring.log_level.upper())
         self.telemetry = set_up_telemetry(tracer_provider, meter_provider)
         meter = self.telemetry.meter()
@@ -350,5 +351,5 @@ class ProductionSystem:
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:
-    """Return a ProductionSystem around an engine; None for the configuration reads the environment."""
+    """Return a ProductionSystem around an engine; without a `config`, `ProductionConfig.load()` reads it."""
     return ProductionSystem(engine, config)

@@ -320,6 +320,12 @@ async def test_a_shutdown_that_overtakes_the_start_wins(system: ProductionSystem
     assert system.lifecycle.state == "stopped"
 
 
+async def no_thread_is_left(before: set[threading.Thread]) -> None:
+    for thread in set(threading.enumerate()) - before:
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive(), thread
+
+
 async def test_a_start_that_fails_half_way_is_cleaned_up(make_system: MakeSystem) -> None:
     engine = StubEngine()
     system = make_system(engine)
@@ -333,7 +339,7 @@ async def test_a_start_that_fails_half_way_is_cleaned_up(make_system: MakeSystem
         async with system:
             pass
     assert (system.closed, engine.closed) == (True, 1)
-    assert set(threading.enumerate()) <= before
+    await no_thread_is_left(before)
 
 
 async def test_a_start_that_is_cancelled_is_cleaned_up(make_system: MakeSystem) -> None:
@@ -358,4 +364,4 @@ async def test_a_start_that_is_cancelled_is_cleaned_up(make_system: MakeSystem) 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (system.closed, engine.closed) == (True, 1)
-    assert set(threading.enumerate()) <= before
+    await no_thread_is_left(before)

@@ -57,6 +57,7 @@ class ConnectionPool(Generic[C]):
         idle_timeout: float = 60.0,
         observer: Observer,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         for option, value in (
             ("max_size", max_size),
@@ -69,7 +70,7 @@ class ConnectionPool(Generic[C]):
         self.max_size = max_size
         self._connect, self._close, self._check = connect, close, check
         self._acquire_timeout, self._idle_timeout = acquire_timeout, idle_timeout
-        self._observer, self._clock = observer, clock
+        self._observer, self._clock, self._sleep = observer, clock, sleep
         self._permits = PermitPool(name, max_size, 1_000_000, self, clock)
         self._idle: deque[tuple[C, float]] = deque()
         self._evictions: asyncio.Task[None] | None = None
@@ -160,7 +161,7 @@ class ConnectionPool(Generic[C]):
         while self._idle:
             wait = self._idle[0][1] + self._idle_timeout - self._clock()
             if wait > 0:
-                await asyncio.sleep(wait)
+                await self._sleep(wait)
             else:
                 await self._end(self._idle.popleft()[0])
 

@@ -11,6 +11,7 @@ from llmkg_otel.system import create_production_system
 from llmkg_otel.telemetry.logs import JsonLogs
 from llmkg_otel.telemetry.records import EVENT_NAME
 from llmkg_otel.telemetry.semconv import SHUTDOWN_COMPLETED
+from llmkg_otel.telemetry.setup import bound_exit
 
 if TYPE_CHECKING:
     from llmkg_otel.config import ProductionConfig
@@ -32,6 +33,8 @@ async def run_embedded(config: ProductionConfig, *, transport: Literal["http", "
         config = config.model_copy(update={"shutdown": at_once})
     with JsonLogs(config.monitoring.log_level):
         engine = EmbeddedKnowledgeEngine(config.engine.path, max_nodes=config.engine.max_nodes)
-        report = await serve(create_production_system(engine, config), transport=transport)
+        system = create_production_system(engine, config)
+        bound_exit()
+        report = await serve(system, transport=transport)
         _log.info("shutdown report", extra={EVENT_NAME: SHUTDOWN_COMPLETED, "report": report.to_dict()})
     return report

@@ -54,10 +54,9 @@ class Backend:
         return True
 
     def pool(self, **options: Any) -> ConnectionPool[int]:
-        options = {"max_size": 1, "acquire_timeout": 20.0, "check": self.check} | options
-        return ConnectionPool(
-            "graph", self.connect, close=self.close, observer=self, clock=self.clock, **options
-        )
+        parts: dict[str, Any] = {"observer": self, "clock": self.clock, "check": self.check}
+        parts |= {"max_size": 1, "acquire_timeout": 20.0}
+        return ConnectionPool("graph", self.connect, close=self.close, **{**parts, **options})
 
 
 @pytest.fixture
@@ -188,16 +187,13 @@ async def test_a_backend_that_is_down_is_told_to_each_and_takes_no_place(backend
     await pool.aclose()
 
 
-async def test_what_was_idle_for_too_long_is_closed(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llmkg_otel.limiting.pool.asyncio.sleep", backend.clock.sleep)
-    pool = backend.pool(idle_timeout=60)
+async def test_what_was_idle_for_too_long_is_closed(backend: Backend) -> None:
+    pool = backend.pool(idle_timeout=60, sleep=backend.clock.sleep)
     async with pool.connection():
         pass
-    while backend.open:
-        await asyncio.wait({pool._evictions}, timeout=1)  # type: ignore[type-var]
-    assert (pool.idle, backend.clock.slept) == (0, [60.0])
+    assert pool.idle == 1
+    await settle()
+    assert (pool.idle, backend.open, backend.clock.slept) == (0, set(), [60.0])
 
 
 async def test_after_the_end_what_is_lent_is_closed_when_it_comes_back_and_nobody_gets_more(
