@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from llmkg_otel.config import CircuitBreakerConfig
-    from llmkg_otel.recovery.window import CallWindow
+    from llmkg_otel.recovery.window import Window
 
 __all__ = ["Circuit", "Moves"]
 
@@ -54,7 +55,7 @@ class Circuit:
         self._clock = clock
         self._transitions = _Transitions()
         self._storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
-        self.window: CallWindow | None = None
+        self.window: Window | None = None
         self.configure(config)
 
     def configure(self, config: CircuitBreakerConfig) -> None:
@@ -62,6 +63,9 @@ class Circuit:
         if self.window is None or _window_of(self.config) != _window_of(config):
             self.window = make_window(config)
         self.config = config
+        self._failed_share = config.failure_rate_threshold or math.inf
+        self._slow_share = config.slow_call_rate_threshold or math.inf
+        self._slow_from = math.inf if self._slow_share == math.inf else config.slow_call_seconds
         self._states = pybreaker.CircuitBreaker(
             fail_max=config.failure_threshold,
             reset_timeout=config.recovery_timeout,
@@ -92,6 +96,7 @@ class Circuit:
         """Of the sliding window: its calls, and the shares that failed and were slow. Empty without one."""
         if (window := self.window) is None:
             return {}
+        window.forget(self._clock())
         total = window.total
         return {
             "calls": total,
@@ -110,13 +115,25 @@ class Circuit:
         moves, self._transitions.moves = self._transitions.moves, []
         return moves
 
-    def succeeded(self, started: float) -> None:
-        """Count a success, unless its slowness opens the circuit: enough slow calls do, or one slow probe."""
-        if self.state == "closed":
-            self._noted(started, failed=False)
-        elif self._is_slow(started, self._clock()):
+    def passed(self, started: float) -> bool:
+        """Note a success while closed, and say whether that is all it means; else `settle` does the rest."""
+        if self.window is not None:
+            self._note(self.window, started, failed=False)
+            if self._too_many() is not None:
+                return False
+        return self.failures == 0
+
+    def settle(self) -> None:
+        """Forget the failures before a success; open if enough calls have failed or were slow even so."""
+        self._storage.reset_counter()
+        if (why := self._too_many()) is not None:
+            self.open(why)
+
+    def probe_succeeded(self, started: float) -> None:
+        """Count a success while half open; one that was slow opens the circuit again."""
+        if self._is_slow(started, self._clock()):
             self.open("a slow probe")
-        if self.state != "open":
+        else:
             self._storage.reset_counter()
             self._states.state.on_success()
 
@@ -126,12 +143,14 @@ class Circuit:
         before = self.state
         with suppress(_TrippedError):
             self._states.state.on_failure(_TrippedError())
-        if self.state == "closed":
-            self._noted(started, failed=True)
-        else:
+        if self.state == "open":
             self.opened_at = self._clock()
             if before == "closed":
                 self.opened_by = f"{self.config.failure_threshold} consecutive failures"
+        elif self.window is not None:
+            self._note(self.window, started, failed=True)
+            if (why := self._too_many()) is not None:
+                self.open(why)
 
     def half_open(self) -> None:
         """Let probes through."""
@@ -148,6 +167,7 @@ class Circuit:
     def close(self) -> None:
         """Close, and count from zero."""
         self._storage.reset_counter()
+        self.clear_window()
         if self.state != "closed":
             self._states.close()
 
@@ -156,25 +176,23 @@ class Circuit:
         if self.window is not None:
             self.window.clear()
 
-    def _noted(self, started: float, *, failed: bool) -> None:
-        """Add an attempt to the window, if there is one, and open the circuit if its rates say so."""
-        window, config, now = self.window, self.config, self._clock()
-        if window is None:
-            return
+    def _note(self, window: Window, started: float, *, failed: bool) -> None:
+        now = self._clock()
         window.record(now, failed=failed, slow=self._is_slow(started, now))
-        if window.total < config.minimum_calls:
-            return
-        for what, count, threshold in (
-            ("failed", window.failed, config.failure_rate_threshold),
-            ("were slow", window.slow, config.slow_call_rate_threshold),
-        ):
-            if threshold is not None and count >= threshold * window.total:
-                self.open(f"{threshold:.0%} of calls {what}")
-                return
+
+    def _too_many(self) -> str | None:
+        """Say which share of the window's calls opens the circuit, if one does."""
+        window = self.window
+        if window is None or window.total < self.config.minimum_calls:
+            return None
+        if window.failed >= self._failed_share * window.total:
+            return f"{self._failed_share:.0%} of calls failed"
+        if window.slow >= self._slow_share * window.total:
+            return f"{self._slow_share:.0%} of calls were slow"
+        return None
 
     def _is_slow(self, started: float, now: float) -> bool:
-        config = self.config
-        return config.slow_call_rate_threshold is not None and now - started >= config.slow_call_seconds
+        return now - started >= self._slow_from
 
 
 def _window_of(config: CircuitBreakerConfig) -> tuple[object, ...]:

@@ -7,111 +7,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.circuit import Model
 
 from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import CircuitOpenError
 from llmkg_otel.events import BreakerTransitioned, Event
 from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
 from llmkg_otel.testing import FakeClock
-
-
-class Model:
-    """The documented breaker, written without locks and without pybreaker."""
-
-    def __init__(self, config: CircuitBreakerConfig) -> None:
-        self.config = config
-        self.circuit, self.override = "closed", ""
-        self.failures = self.successes = self.epoch = 0
-        self.opened_at = 0.0
-        self.probes: dict[int, float] = {}
-        self.moves: list[tuple[str, str]] = []
-        self.window: list[tuple[float, bool, bool]] = []
-
-    @property
-    def state(self) -> str:
-        return self.override or (self.circuit if self.config.enabled else "disabled")
-
-    def become(self, **new: Any) -> None:
-        """Change; whenever the state is another one afterwards, what was admitted before is void."""
-        before = self.state
-        vars(self).update(new)
-        if self.state != before:
-            self.moves.append((before, self.state))
-            self.epoch += 1
-            self.probes = {}
-            self.window = []
-
-    def reconfigure(self, config: CircuitBreakerConfig) -> None:
-        kinds = [
-            (
-                each.window_calls,
-                each.sliding_window_seconds,
-                bool(each.failure_rate_threshold or each.slow_call_rate_threshold),
-            )
-            for each in (self.config, config)
-        ]
-        if kinds[0] != kinds[1]:
-            self.window = []
-        self.become(config=config)
-
-    def admit(self, number: int, now: float) -> tuple[bool, float | None]:
-        """Return whether a call is let through, else the time until one may be (None: who knows)."""
-        if self.state == "open" and now >= self.opened_at + self.config.recovery_timeout:
-            self.become(circuit="half_open", successes=0)
-        if self.state in ("closed", "disabled"):
-            return True, None
-        if self.state == "half_open":
-            self.probes = {probe: end for probe, end in self.probes.items() if end > now}
-            if len(self.probes) < max(1, self.config.probes - self.successes):
-                self.probes[number] = now + self.config.timeout
-                return True, None
-            return False, min(self.probes.values()) - now
-        return False, self.opened_at + self.config.recovery_timeout - now if self.state == "open" else None
-
-    def report(self, number: int, epoch: int, outcome: str, now: float, seconds: float) -> None:
-        self.probes.pop(number, None)
-        if epoch != self.epoch or outcome == "ignored" or self.state not in ("closed", "half_open"):
-            return
-        slow = self.config.slow_call_rate_threshold is not None and seconds >= self.config.slow_call_seconds
-        if self.state == "half_open" and slow:
-            self.become(circuit="open", opened_at=now)
-            self.failures += outcome == "failure"
-            return
-        self.count(outcome, now)
-        if self.state == "closed":
-            self.look_back(now, outcome == "failure", slow)
-
-    def look_back(self, now: float, failed: bool, slow: bool) -> None:
-        config = self.config
-        if config.failure_rate_threshold is None and config.slow_call_rate_threshold is None:
-            return
-        self.window.append((now, failed, slow))
-        if config.sliding_window_seconds is None:
-            self.window = self.window[-config.window_calls :]
-        else:
-            part = config.sliding_window_seconds / 10
-            self.window = [each for each in self.window if int(each[0] / part) > int(now / part) - 10]
-        if len(self.window) < config.minimum_calls:
-            return
-        failures = sum(failed for _, failed, _ in self.window) / len(self.window)
-        slows = sum(slow for _, _, slow in self.window) / len(self.window)
-        if (config.failure_rate_threshold or 2) <= failures or (
-            config.slow_call_rate_threshold or 2
-        ) <= slows:
-            self.become(circuit="open", opened_at=now)
-
-    def count(self, outcome: str, now: float) -> None:
-        if outcome == "failure":
-            self.failures += 1
-            if self.state == "half_open" or self.failures >= self.config.failure_threshold:
-                self.become(circuit="open", opened_at=now)
-        elif self.state == "half_open":
-            self.successes += 1
-            if self.successes >= self.config.success_threshold:
-                self.become(circuit="closed", failures=0)
-        else:
-            self.failures = 0
-
 
 RATES: list[dict[str, Any]] = [
     {},
@@ -204,8 +106,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.breaker.force_close()
-        self.model.become(override="")
-        self.model.become(circuit="closed", failures=0)
+        self.model.reset()
 
     @rule(config=CONFIGS)
     def configure(self, config: CircuitBreakerConfig) -> None:
