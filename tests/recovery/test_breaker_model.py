@@ -1,46 +1,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.circuit import Model
+from support.circuit import CONFIGS, Model
 
 from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import CircuitOpenError
 from llmkg_otel.events import BreakerTransitioned, Event
 from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
 from llmkg_otel.testing import FakeClock
-
-RATES: list[dict[str, Any]] = [
-    {},
-    {"failure_rate_threshold": 0.5, "sliding_window_calls": 4, "minimum_calls": 2},
-    {"failure_rate_threshold": 0.5, "sliding_window_seconds": 10, "minimum_calls": 3},
-    {
-        "slow_call_rate_threshold": 0.5,
-        "slow_call_seconds": 0.25,
-        "sliding_window_calls": 3,
-        "minimum_calls": 3,
-    },
-]
-CONFIGS = st.builds(
-    lambda rates, success_threshold, more, **options: CircuitBreakerConfig(
-        **rates,
-        **options,
-        success_threshold=success_threshold,
-        half_open_max_probes=None if more is None else success_threshold + more,
-    ),
-    rates=st.sampled_from(RATES),
-    enabled=st.sampled_from([True, True, True, False]),
-    failure_threshold=st.sampled_from([1, 2, 3, 100]),
-    recovery_timeout=st.sampled_from([1, 4]),
-    success_threshold=st.integers(1, 3),
-    more=st.sampled_from([None, 0, 1]),
-    timeout=st.sampled_from([0.5, 2]),
-)
 
 
 class BreakerMachine(RuleBasedStateMachine):

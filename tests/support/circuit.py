@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from llmkg_otel.config import CircuitBreakerConfig
+from hypothesis import strategies as st
+
+from llmkg_otel.config import CircuitBreakerConfig
 
 
 class Model:
@@ -76,8 +77,9 @@ class Model:
             self.become(circuit="open", opened_at=now)
             self.failures += outcome == "failure"
             return
+        was_closed = self.state == "closed"  # probes are in no window
         self.count(outcome, now)
-        if self.state == "closed":
+        if was_closed and self.state == "closed":
             self.look_back(now, outcome == "failure", slow)
 
     def look_back(self, now: float, failed: bool, slow: bool) -> None:
@@ -110,3 +112,31 @@ class Model:
                 self.become(circuit="closed", failures=0)
         else:
             self.failures = 0
+
+
+RATES: list[dict[str, Any]] = [
+    {},
+    {"failure_rate_threshold": 0.5, "sliding_window_calls": 4, "minimum_calls": 2},
+    {"failure_rate_threshold": 0.5, "sliding_window_seconds": 10, "minimum_calls": 3},
+    {
+        "slow_call_rate_threshold": 0.5,
+        "slow_call_seconds": 0.25,
+        "sliding_window_calls": 3,
+        "minimum_calls": 3,
+    },
+]
+CONFIGS = st.builds(
+    lambda rates, success_threshold, more, **options: CircuitBreakerConfig(
+        **rates,
+        **options,
+        success_threshold=success_threshold,
+        half_open_max_probes=None if more is None else success_threshold + more,
+    ),
+    rates=st.sampled_from(RATES),
+    enabled=st.sampled_from([True, True, True, False]),
+    failure_threshold=st.sampled_from([1, 2, 3, 100]),
+    recovery_timeout=st.sampled_from([1, 4]),
+    success_threshold=st.integers(1, 3),
+    more=st.sampled_from([None, 0, 1]),
+    timeout=st.sampled_from([0.5, 2]),
+)
