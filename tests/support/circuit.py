@@ -87,11 +87,7 @@ class Model:
         if config.failure_rate_threshold is None and config.slow_call_rate_threshold is None:
             return
         self.window.append((now, failed, slow))
-        if config.sliding_window_seconds is None:
-            self.window = self.window[-config.window_calls :]
-        else:
-            part = config.sliding_window_seconds / 10
-            self.window = [each for each in self.window if int(each[0] / part) > int(now / part) - 10]
+        self.forget(now)
         if len(self.window) < config.minimum_calls:
             return
         failures = sum(failed for _, failed, _ in self.window) / len(self.window)
@@ -100,6 +96,15 @@ class Model:
             config.slow_call_rate_threshold or 2
         ) <= slows:
             self.become(circuit="open", opened_at=now)
+
+    def forget(self, now: float) -> int:
+        """Drop from the window what is too old; return how many attempts are left."""
+        if (seconds := self.config.sliding_window_seconds) is None:
+            self.window = self.window[-self.config.window_calls :]
+        else:
+            oldest = int(now / (seconds / 10)) - 9
+            self.window = [each for each in self.window if int(each[0] / (seconds / 10)) >= oldest]
+        return len(self.window)
 
     def count(self, outcome: str, now: float) -> None:
         if outcome == "failure":
