@@ -188,7 +188,7 @@ class CircuitBreaker:
             else:
                 self._recoveries += 1
             if ticket is self._ticket:  # through the door
-                if not self._counts or self._circuit.passed(started):
+                if self._circuit.calm or not self._counts or self._circuit.passed(started):
                     return
                 self._step(self._circuit.settle)
             elif self._returned(ticket):

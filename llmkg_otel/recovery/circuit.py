@@ -44,7 +44,8 @@ class Circuit:
     """Closed, open or half open, and why. Not locked: its breaker does that.
 
     Times are of the given monotonic clock; `opened_at` is 0 before the circuit has opened, and
-    `opened_by` says in words what opened it.
+    `opened_by` says in words what opened it. While `calm`, a success of the closed circuit means nothing:
+    there is no failure to forget and no window to note it in.
     """
 
     def __init__(self, name: str, config: CircuitBreakerConfig, clock: Callable[[], float]) -> None:
@@ -63,6 +64,7 @@ class Circuit:
         if self.window is None or _window_of(self.config) != _window_of(config):
             self.window = make_window(config)
         self.config = config
+        self.calm = self.window is None and self.failures == 0
         self._failed_share = config.failure_rate_threshold or math.inf
         self._slow_share = config.slow_call_rate_threshold or math.inf
         self._slow_from = math.inf if self._slow_share == math.inf else config.slow_call_seconds
@@ -125,7 +127,7 @@ class Circuit:
 
     def settle(self) -> None:
         """Forget the failures before a success; open if enough calls have failed or were slow even so."""
-        self._storage.reset_counter()
+        self._forget_failures()
         if (why := self._too_many()) is not None:
             self.open(why)
 
@@ -134,12 +136,13 @@ class Circuit:
         if self._is_slow(started, self._clock()):
             self.open("a slow probe")
         else:
-            self._storage.reset_counter()
+            self._forget_failures()
             self._states.state.on_success()
 
     def failed(self, started: float) -> None:
         """Count a failure; it may be the one that opens the circuit."""
         self._storage.increment_counter()
+        self.calm = False
         before = self.state
         with suppress(_TrippedError):
             self._states.state.on_failure(_TrippedError())
@@ -166,7 +169,7 @@ class Circuit:
 
     def close(self) -> None:
         """Close, and count from zero."""
-        self._storage.reset_counter()
+        self._forget_failures()
         self.clear_window()
         if self.state != "closed":
             self._states.close()
@@ -175,6 +178,10 @@ class Circuit:
         """Forget the attempts of an earlier state."""
         if self.window is not None:
             self.window.clear()
+
+    def _forget_failures(self) -> None:
+        self._storage.reset_counter()
+        self.calm = self.window is None
 
     def _note(self, window: Window, started: float, *, failed: bool) -> None:
         now = self._clock()
