@@ -182,15 +182,20 @@ class CircuitBreaker:
 
     def succeeded(self, ticket: Ticket, *, first: bool, started: float = math.inf) -> None:
         """Report an attempt that returned; whether it was its call's first, and when it started."""
+        now = self._clock()
         with self._lock:
             if first:
                 self._first_tries += 1
             else:
                 self._recoveries += 1
             if ticket is self._ticket:  # through the door
-                if self._circuit.calm or not self._counts or self._circuit.passed(started):
+                circuit = self._circuit
+                if now < circuit.calm_until and now - started < circuit.slow_from:
+                    circuit.quick_successes += self._counts
                     return
-                self._step(self._circuit.settle)
+                if not self._counts:
+                    return
+                self._step(circuit.succeeded, started)
             elif self._returned(ticket):
                 self._step(self._circuit.probe_succeeded, started)
             moves = self._circuit.taken()

@@ -44,8 +44,9 @@ class Circuit:
     """Closed, open or half open, and why. Not locked: its breaker does that.
 
     Times are of the given monotonic clock; `opened_at` is 0 before the circuit has opened, and
-    `opened_by` says in words what opened it. While `calm`, a success of the closed circuit means nothing:
-    there is no failure to forget and no window to note it in.
+    `opened_by` says in words what opened it. Until `calm_until`, a success of the closed circuit that
+    took less than `slow_from` changes nothing but the number of them: `quick_successes`, where its breaker
+    counts it without a call, since eight threads queue up behind one that loses the interpreter in a lock.
     """
 
     def __init__(self, name: str, config: CircuitBreakerConfig, clock: Callable[[], float]) -> None:
@@ -57,17 +58,18 @@ class Circuit:
         self._transitions = _Transitions()
         self._storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
         self.window: Window | None = None
+        self.quick_successes = 0
         self.configure(config)
 
     def configure(self, config: CircuitBreakerConfig) -> None:
         """Apply new thresholds; state and counts stay, and the window if it is of the same kind."""
         if self.window is None or _window_of(self.config) != _window_of(config):
             self.window = make_window(config)
+            self.quick_successes = 0
         self.config = config
-        self.calm = self.window is None and self.failures == 0
         self._failed_share = config.failure_rate_threshold or math.inf
         self._slow_share = config.slow_call_rate_threshold or math.inf
-        self._slow_from = math.inf if self._slow_share == math.inf else config.slow_call_seconds
+        self.slow_from = math.inf if self._slow_share == math.inf else config.slow_call_seconds
         self._states = pybreaker.CircuitBreaker(
             fail_max=config.failure_threshold,
             reset_timeout=config.recovery_timeout,
@@ -77,6 +79,7 @@ class Circuit:
             name=self.name,
             throw_new_error_on_trip=False,
         )
+        self._set_calm()
 
     @property
     def state(self) -> str:
@@ -98,6 +101,7 @@ class Circuit:
         """Of the sliding window: its calls, and the shares that failed and were slow. Empty without one."""
         if (window := self.window) is None:
             return {}
+        self._count_quick(window)
         window.forget(self._clock())
         total = window.total
         return {
@@ -117,32 +121,22 @@ class Circuit:
         moves, self._transitions.moves = self._transitions.moves, []
         return moves
 
-    def passed(self, started: float) -> bool:
-        """Note a success while closed, and say whether that is all it means; else `settle` does the rest."""
-        if self.window is not None:
-            self._note(self.window, started, failed=False)
-            if self._too_many() is not None:
-                return False
-        return self.failures == 0
-
-    def settle(self) -> None:
-        """Forget the failures before a success; open if enough calls have failed or were slow even so."""
-        self._forget_failures()
-        if (why := self._too_many()) is not None:
-            self.open(why)
+    def succeeded(self, started: float) -> None:
+        """Count a success while closed; it opens the circuit if enough calls have failed or were slow."""
+        self._storage.reset_counter()
+        self._note(started, failed=False)
 
     def probe_succeeded(self, started: float) -> None:
         """Count a success while half open; one that was slow opens the circuit again."""
         if self._is_slow(started, self._clock()):
             self.open("a slow probe")
         else:
-            self._forget_failures()
+            self._storage.reset_counter()
             self._states.state.on_success()
 
     def failed(self, started: float) -> None:
         """Count a failure; it may be the one that opens the circuit."""
         self._storage.increment_counter()
-        self.calm = False
         before = self.state
         with suppress(_TrippedError):
             self._states.state.on_failure(_TrippedError())
@@ -150,10 +144,8 @@ class Circuit:
             self.opened_at = self._clock()
             if before == "closed":
                 self.opened_by = f"{self.config.failure_threshold} consecutive failures"
-        elif self.window is not None:
-            self._note(self.window, started, failed=True)
-            if (why := self._too_many()) is not None:
-                self.open(why)
+        else:
+            self._note(started, failed=True)
 
     def half_open(self) -> None:
         """Let probes through."""
@@ -169,23 +161,43 @@ class Circuit:
 
     def close(self) -> None:
         """Close, and count from zero."""
-        self._forget_failures()
-        self.clear_window()
+        self._storage.reset_counter()
         if self.state != "closed":
             self._states.close()
+        self.clear_window()
 
     def clear_window(self) -> None:
         """Forget the attempts of an earlier state."""
+        self.quick_successes = 0
         if self.window is not None:
             self.window.clear()
+        self._set_calm()
 
-    def _forget_failures(self) -> None:
-        self._storage.reset_counter()
-        self.calm = self.window is None
+    def _note(self, started: float, *, failed: bool) -> None:
+        """Add an attempt to the window, if there is one, and open the circuit if its rates say so."""
+        if (window := self.window) is not None:
+            now = self._clock()
+            self._count_quick(window)
+            window.record(now, failed=failed, slow=self._is_slow(started, now))
+            if (why := self._too_many()) is not None:
+                self.open(why)
+        self._set_calm()
 
-    def _note(self, window: Window, started: float, *, failed: bool) -> None:
-        now = self._clock()
-        window.record(now, failed=failed, slow=self._is_slow(started, now))
+    def _count_quick(self, window: Window) -> None:
+        window.succeeded(self.quick_successes)
+        self.quick_successes = 0
+
+    def _set_calm(self) -> None:
+        """Look ahead: quick successes only lower the rates, once the window is full enough to be judged."""
+        window = self.window
+        if self.failures:
+            self.calm_until = -math.inf
+        elif window is None:
+            self.calm_until = math.inf
+        else:
+            judged = window.total >= self.config.minimum_calls and self._too_many() is None
+            clean = window.failed == window.slow == 0
+            self.calm_until = window.steady_until if judged or clean else -math.inf
 
     def _too_many(self) -> str | None:
         """Say which share of the window's calls opens the circuit, if one does."""
@@ -199,7 +211,7 @@ class Circuit:
         return None
 
     def _is_slow(self, started: float, now: float) -> bool:
-        return now - started >= self._slow_from
+        return now - started >= self.slow_from
 
 
 def _window_of(config: CircuitBreakerConfig) -> tuple[object, ...]:

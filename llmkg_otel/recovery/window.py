@@ -14,8 +14,6 @@ __all__ = ["CountWindow", "TimeWindow", "Window", "make_window"]
 PARTS = 10
 """A window of seconds is kept as so many sums; its oldest tenth is forgotten as a whole."""
 
-FAILED, SLOW = 1, 2
-
 
 class CountWindow:
     """The last `calls` attempts. Not locked: its owner does that.
@@ -23,29 +21,39 @@ class CountWindow:
     Source: resilience4j, "CircuitBreaker", count-based sliding window.
     """
 
+    steady_until = math.inf
+    """Until then `succeeded` is all there is to do for a quick success; seconds of the monotonic clock."""
+
     def __init__(self, calls: int) -> None:
         self._capacity = calls
-        self._last: deque[int] = deque()
+        self._number = 0
+        self._bad: deque[tuple[int, bool, bool]] = deque()
         self.total = self.failed = self.slow = 0
 
+    def succeeded(self, calls: int) -> None:
+        """Add so many quick successes, and forget what is too old."""
+        self._number += calls
+        self.total = min(self._number, self._capacity)
+        while self._bad and self._bad[0][0] <= self._number - self._capacity:
+            _, failed, slow = self._bad.popleft()
+            self.failed -= failed
+            self.slow -= slow
+
     def record(self, _now: float, *, failed: bool, slow: bool) -> None:
-        """Add an attempt, and forget the oldest if the window is full."""
-        if self.total < self._capacity:
-            self.total += 1
-        elif oldest := self._last.popleft():
-            self.failed -= oldest & FAILED
-            self.slow -= oldest // SLOW
-        self._last.append(FAILED * failed + SLOW * slow)
-        self.failed += failed
-        self.slow += slow
+        """Add an attempt, and forget what is too old."""
+        self.succeeded(1)
+        if failed or slow:
+            self._bad.append((self._number, failed, slow))
+            self.failed += failed
+            self.slow += slow
 
     def forget(self, _now: float) -> None:
         """Forget what is too old: nothing is, however late."""
 
     def clear(self) -> None:
         """Forget everything."""
-        self._last.clear()
-        self.total = self.failed = self.slow = 0
+        self._bad.clear()
+        self._number = self.total = self.failed = self.slow = 0
 
 
 class TimeWindow:
@@ -57,12 +65,16 @@ class TimeWindow:
     def __init__(self, seconds: float) -> None:
         self._part_seconds = seconds / PARTS
         self._past: deque[tuple[int, int, int, int]] = deque()
-        self._part, self._part_ends = 0, -math.inf
+        self._part, self.steady_until = 0, -math.inf
         self.total = self.failed = self.slow = 0
+
+    def succeeded(self, calls: int) -> None:
+        """Add so many quick successes that ended before `steady_until`."""
+        self.total += calls
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
         """Add an attempt that ended at `now` (of the monotonic clock), and forget what is too old."""
-        if now >= self._part_ends:
+        if now >= self.steady_until:
             self.forget(now)
         self.total += 1
         self.failed += failed
@@ -80,7 +92,7 @@ class TimeWindow:
             self.total -= total
             self.failed -= failed
             self.slow -= slow
-        self._part_ends = (self._part + 1) * self._part_seconds
+        self.steady_until = (self._part + 1) * self._part_seconds
 
     def clear(self) -> None:
         """Forget everything."""

@@ -3,10 +3,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.circuit import CONFIGS, Model
+from support.circuit import CONFIGS, Model, report
+from support.time import Seen
 
 from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import CircuitOpenError
@@ -54,14 +55,9 @@ class BreakerMachine(RuleBasedStateMachine):
         ticket, number, epoch = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
         seconds = data.draw(st.sampled_from([0, 0.25, 1]))
         started = self.clock() - seconds
-        if outcome == "success":
-            first = data.draw(st.booleans())
-            self.first_tries += first
-            self.breaker.succeeded(ticket, first=first, started=started)
-        elif outcome == "failure":
-            self.breaker.failed(ticket, ConnectionError(), started=started)
-        else:
-            self.breaker.ignored(ticket)
+        first = data.draw(st.booleans())
+        self.first_tries += first and outcome == "success"
+        report(self.breaker, ticket, outcome, started, first=first)
         self.model.report(number, epoch, outcome, self.clock(), seconds)
         self.counts[outcome] += 1
 
@@ -110,3 +106,49 @@ class BreakerMachine(RuleBasedStateMachine):
 
 TestBreakerMachine = BreakerMachine.TestCase
 TestBreakerMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+
+
+WINDOWED = st.builds(
+    lambda window, **options: CircuitBreakerConfig(
+        failure_threshold=100, slow_call_seconds=0.25, **window, **options
+    ),
+    window=st.sampled_from(
+        [
+            {"sliding_window_calls": calls, "minimum_calls": least}
+            for calls, least in [(1, 1), (3, 2), (4, 4), (8, 2)]
+        ]
+        + [{"sliding_window_seconds": 5, "minimum_calls": least} for least in (1, 2, 4)]
+    ),
+    failure_rate_threshold=st.sampled_from([0.25, 0.5, 1]),
+    slow_call_rate_threshold=st.sampled_from([None, 0.5, 1]),
+)
+ATTEMPTS = st.tuples(
+    st.sampled_from(["success", "success", "success", "success", "failure", "ignored"]),
+    st.sampled_from([0, 0, 0, 0.25]),  # seconds that it takes
+    st.sampled_from([0, 0, 0.125, 0.5, 2.5, 5]),  # seconds until the next
+    st.booleans(),  # whether somebody reads the rates meanwhile
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(WINDOWED, min_size=1, max_size=2), st.lists(ATTEMPTS, max_size=60))
+def test_a_window_opens_the_circuit_exactly_when_a_plain_list_of_its_attempts_says_so(
+    configs: list[CircuitBreakerConfig], attempts: list[tuple[str, float, float, bool]]
+) -> None:
+    clock, model = FakeClock(1000.0), Model(configs[0])
+    breaker = CircuitBreaker("search", configs[0], Seen(), clock)
+    for number, (outcome, seconds, wait, looks) in enumerate(attempts):
+        if number == len(attempts) // 2:
+            breaker.configure(configs[-1])
+            model.reconfigure(configs[-1])
+        epoch = model.epoch
+        report(breaker, breaker.admit_sync(), outcome, clock() - seconds)
+        model.report(number, epoch, outcome, clock(), seconds)
+        assert breaker.state == model.state
+        if breaker.state == "open":
+            breaker.force_close()
+            model.reset()
+        clock.advance(wait)
+        if looks:
+            assert breaker.rates["calls"] == model.forget(clock())
+    assert breaker.rates["calls"] == model.forget(clock())

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.circuit import RATES, Model
+from support.circuit import RATES, Model, report
 
 from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import CircuitOpenError
 from llmkg_otel.events import BreakerTransitioned, Event
-from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
+from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -72,15 +72,6 @@ class Moves(list[tuple[str, str]]):
         self.append((event.previous, event.state))
 
 
-def report(breaker: CircuitBreaker, ticket: Ticket, outcome: str) -> None:
-    if outcome == "success":
-        breaker.succeeded(ticket, first=True, started=breaker._clock())
-    elif outcome == "failure":
-        breaker.failed(ticket, BROKEN, started=breaker._clock())
-    else:
-        breaker.ignored(ticket)
-
-
 class Calls(list[bool]):
     """A thread's calls, each an attempt with a given outcome if it is let through: was it?"""
 
@@ -96,7 +87,7 @@ class Calls(list[bool]):
                 self.append(False)
             else:
                 self.append(True)
-                report(self.breaker, ticket, outcome)
+                report(self.breaker, ticket, outcome, self.breaker._clock())
 
 
 class Order(NamedTuple):
@@ -210,7 +201,7 @@ def test_threads_never_have_more_probes_out_than_allowed_and_lose_none(seed: int
             time.sleep(0.0005)
             with lock:
                 out[ticket.epoch] -= probe
-            report(breaker, ticket, draw.choice(OUTCOMES))
+            report(breaker, ticket, draw.choice(OUTCOMES), clock())
 
     at_once([lambda n=n: work(random.Random(seed * 8 + n)) for n in range(8)], seed)  # type: ignore[misc]
     calls = breaker.calls

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 from llmkg_otel.config import CircuitBreakerConfig
+
+if TYPE_CHECKING:
+    from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
 
 
 class Model:
@@ -145,3 +148,15 @@ CONFIGS = st.builds(
     more=st.sampled_from([None, 0, 1]),
     timeout=st.sampled_from([0.5, 2]),
 )
+
+
+def report(
+    breaker: CircuitBreaker, ticket: Ticket, outcome: str, started: float, *, first: bool = True
+) -> None:
+    """Tell a breaker what became of an attempt."""
+    if outcome == "success":
+        breaker.succeeded(ticket, first=first, started=started)
+    elif outcome == "failure":
+        breaker.failed(ticket, ConnectionError("broken"), started=started)
+    else:
+        breaker.ignored(ticket)
