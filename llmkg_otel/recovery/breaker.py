@@ -47,7 +47,8 @@ class CircuitBreaker:
     `admit` before an attempt; then exactly one of `succeeded`, `failed` or `ignored`. `door` is the
     ticket that everybody gets, without asking, while nothing holds calls back; else None. With a
     `fleet` set, probes are asked from it, and what happens here is told to it. Emits
-    BreakerTransitioned after each change of state, outside the lock. Times are of the monotonic clock.
+    BreakerTransitioned after each change of state, outside the lock and in the context that caused it: those
+    of two threads may cross. Times are of the monotonic clock.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class CircuitBreaker:
         self._config = config
         self._lock = threading.Lock()
         self._circuit = Circuit(name, config, clock)
-        self._measures = self._circuit.window is not None
+        self._counts = False
         self._probes: list[Ticket] = []
         self._override: str | None = None
         self._ticket = Ticket(0)
@@ -77,7 +78,6 @@ class CircuitBreaker:
         with self._lock:
             before, self._config = self.state, config
             self._circuit.configure(config)
-            self._measures = self._circuit.window is not None
             moves = self._moved_from(before)
         self._announce(moves)
 
@@ -130,19 +130,20 @@ class CircuitBreaker:
 
         Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most.
         """
-        return self.door or self._admit(await ask(self._asked()))
+        return self.door or self._admit(now := self._clock(), await ask(self._asked(now)))
 
     def admit_sync(self) -> Ticket:
         """Do the same in the calling thread."""
-        return self.door or self._admit(ask_sync(self._asked()))
+        return self.door or self._admit(now := self._clock(), ask_sync(self._asked(now)))
 
-    def _asked(self) -> Fleet | None:
+    def _asked(self, now: float) -> Fleet | None:
         """Return the fleet if its word is needed: when this circuit is about to send a probe."""
-        return None if self.retry_after or self._override is not None else self.fleet
+        return None if self._circuit.retry_after(now) or self._override is not None else self.fleet
 
-    def _admit(self, word: Permission | None) -> Ticket:
+    def _admit(self, now: float, word: Permission | None) -> Ticket:
+        """Decide on a call that came at `now`: by then no probe was due, or the fleet was asked for one."""
         with self._lock:
-            ticket, wait = self._admit_unless_open(self._clock(), word)
+            ticket, wait = self._admit_unless_open(now, word)
             self._rejected += ticket is None
             moves = self._circuit.taken()
         self._announce(moves)
@@ -154,12 +155,12 @@ class CircuitBreaker:
         return ticket
 
     def _refusal(self, wait: float | None) -> CircuitOpenError:
-        state = self.state.replace("_", " ")
+        state, by_hand = self.state.replace("_", " "), self._override is not None
         return CircuitOpenError(
-            f"{self.name} has been failing: its circuit is {state}",
+            f"{self.name} {'was shut off' if by_hand else 'has been failing'}: its circuit is {state}",
             operation=self.name,
             scope="circuit_breaker",
-            limit=self._circuit.opened_by,
+            limit=None if by_hand else self._circuit.opened_by,
             retry_after=wait,
         )
 
@@ -186,15 +187,22 @@ class CircuitBreaker:
 
     def succeeded(self, ticket: Ticket, *, first: bool, started: float = math.inf) -> None:
         """Report an attempt that returned; whether it was its call's first, and when it started."""
+        now = self._clock()
         with self._lock:
             if first:
                 self._first_tries += 1
             else:
                 self._recoveries += 1
-            if ticket is self._ticket and not self._measures and self._circuit.failures == 0:
-                return
-            if self._returned(ticket):
-                self._step(self._circuit.succeeded, started)
+            if ticket is self._ticket:  # through the door
+                circuit = self._circuit
+                if now < circuit.calm_until and now - started < circuit.slow_from:
+                    circuit.quick_successes += self._counts
+                    return
+                if not self._counts:
+                    return
+                self._step(circuit.succeeded, started)
+            elif self._returned(ticket):
+                self._step(self._circuit.probe_succeeded, started)
             moves = self._circuit.taken()
         self._announce(moves, ticket=ticket, succeeded=True)
 
@@ -283,7 +291,9 @@ class CircuitBreaker:
         It is read without the lock: a call may see a state that ended a moment ago, as it would have
         had it come a moment earlier, and its ticket's epoch keeps its outcome out of the new one.
         """
-        self.door = self._ticket if self.state in ("closed", "disabled") else None
+        state = self.state
+        self._counts = state == "closed"
+        self.door = self._ticket if state in ("closed", "disabled") else None
 
     def _announce(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from llmkg_otel.config import CircuitBreakerConfig
-    from llmkg_otel.recovery.window import CallWindow
+    from llmkg_otel.recovery.window import Window
 
 __all__ = ["Circuit", "Moves"]
 
@@ -43,7 +44,9 @@ class Circuit:
     """Closed, open or half open, and why. Not locked: its breaker does that.
 
     Times are of the given monotonic clock; `opened_at` is 0 before the circuit has opened, and
-    `opened_by` says in words what opened it.
+    `opened_by` says in words what opened it. Until `calm_until`, a success of the closed circuit that
+    took less than `slow_from` changes nothing but the number of them: `quick_successes`, where its breaker
+    counts it without a call, since eight threads queue up behind one that loses the interpreter in a lock.
     """
 
     def __init__(self, name: str, config: CircuitBreakerConfig, clock: Callable[[], float]) -> None:
@@ -54,14 +57,19 @@ class Circuit:
         self._clock = clock
         self._transitions = _Transitions()
         self._storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
-        self.window: CallWindow | None = None
+        self.window: Window | None = None
+        self.quick_successes = 0
         self.configure(config)
 
     def configure(self, config: CircuitBreakerConfig) -> None:
         """Apply new thresholds; state and counts stay, and the window if it is of the same kind."""
         if self.window is None or _window_of(self.config) != _window_of(config):
             self.window = make_window(config)
+            self.quick_successes = 0
         self.config = config
+        self._failed_share = config.failure_rate_threshold or math.inf
+        self._slow_share = config.slow_call_rate_threshold or math.inf
+        self.slow_from = math.inf if self._slow_share == math.inf else config.slow_call_seconds
         self._states = pybreaker.CircuitBreaker(
             fail_max=config.failure_threshold,
             reset_timeout=config.recovery_timeout,
@@ -71,6 +79,7 @@ class Circuit:
             name=self.name,
             throw_new_error_on_trip=False,
         )
+        self._set_calm()
 
     @property
     def state(self) -> str:
@@ -92,6 +101,8 @@ class Circuit:
         """Of the sliding window: its calls, and the shares that failed and were slow. Empty without one."""
         if (window := self.window) is None:
             return {}
+        self._count_quick(window)
+        window.forget(self._clock())
         total = window.total
         return {
             "calls": total,
@@ -111,12 +122,15 @@ class Circuit:
         return moves
 
     def succeeded(self, started: float) -> None:
-        """Count a success, unless its slowness opens the circuit: enough slow calls do, or one slow probe."""
-        if self.state == "closed":
-            self._noted(started, failed=False)
-        elif self._is_slow(started, self._clock()):
+        """Count a success while closed; it opens the circuit if enough calls have failed or were slow."""
+        self._storage.reset_counter()
+        self._note(started, failed=False)
+
+    def probe_succeeded(self, started: float) -> None:
+        """Count a success while half open; one that was slow opens the circuit again."""
+        if self._is_slow(started, self._clock()):
             self.open("a slow probe")
-        if self.state != "open":
+        else:
             self._storage.reset_counter()
             self._states.state.on_success()
 
@@ -126,12 +140,12 @@ class Circuit:
         before = self.state
         with suppress(_TrippedError):
             self._states.state.on_failure(_TrippedError())
-        if self.state == "closed":
-            self._noted(started, failed=True)
-        else:
+        if self.state == "open":
             self.opened_at = self._clock()
             if before == "closed":
                 self.opened_by = f"{self.config.failure_threshold} consecutive failures"
+        else:
+            self._note(started, failed=True)
 
     def half_open(self) -> None:
         """Let probes through."""
@@ -150,31 +164,54 @@ class Circuit:
         self._storage.reset_counter()
         if self.state != "closed":
             self._states.close()
+        self.clear_window()
 
     def clear_window(self) -> None:
         """Forget the attempts of an earlier state."""
+        self.quick_successes = 0
         if self.window is not None:
             self.window.clear()
+        self._set_calm()
 
-    def _noted(self, started: float, *, failed: bool) -> None:
+    def _note(self, started: float, *, failed: bool) -> None:
         """Add an attempt to the window, if there is one, and open the circuit if its rates say so."""
-        window, config, now = self.window, self.config, self._clock()
-        if window is None:
-            return
-        window.record(now, failed=failed, slow=self._is_slow(started, now))
-        if window.total < config.minimum_calls:
-            return
-        for what, count, threshold in (
-            ("failed", window.failed, config.failure_rate_threshold),
-            ("were slow", window.slow, config.slow_call_rate_threshold),
-        ):
-            if threshold is not None and count >= threshold * window.total:
-                self.open(f"{threshold:.0%} of calls {what}")
-                return
+        if (window := self.window) is not None:
+            now = self._clock()
+            self._count_quick(window)
+            window.record(now, failed=failed, slow=self._is_slow(started, now))
+            if (why := self._too_many()) is not None:
+                self.open(why)
+        self._set_calm()
+
+    def _count_quick(self, window: Window) -> None:
+        window.succeeded(self.quick_successes)
+        self.quick_successes = 0
+
+    def _set_calm(self) -> None:
+        """Look ahead: quick successes only lower the rates, once the window is full enough to be judged."""
+        window = self.window
+        if self.failures:
+            self.calm_until = -math.inf
+        elif window is None:
+            self.calm_until = math.inf
+        else:
+            judged = window.total >= self.config.minimum_calls and self._too_many() is None
+            clean = window.failed == window.slow == 0
+            self.calm_until = window.steady_until if judged or clean else -math.inf
+
+    def _too_many(self) -> str | None:
+        """Say which share of the window's calls opens the circuit, if one does."""
+        window = self.window
+        if window is None or window.total < self.config.minimum_calls:
+            return None
+        if window.failed >= self._failed_share * window.total:
+            return f"{self._failed_share:.0%} of calls failed"
+        if window.slow >= self._slow_share * window.total:
+            return f"{self._slow_share:.0%} of calls were slow"
+        return None
 
     def _is_slow(self, started: float, now: float) -> bool:
-        config = self.config
-        return config.slow_call_rate_threshold is not None and now - started >= config.slow_call_seconds
+        return now - started >= self.slow_from
 
 
 def _window_of(config: CircuitBreakerConfig) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
@@ -88,9 +88,10 @@ class Retry:
             retrying = AsyncRetrying(sleep=self._sleep, **run.rules)
             return run.done(cast("T", await retrying(run.replay_async, attempt)))
         except CircuitOpenError as refused:
-            run.raise_last(refused)
+            last = run.last(refused)
         finally:
             run.close()
+        raise last  # out here, where nothing takes the place of its own cause and context
 
     def resume_sync(
         self,
@@ -105,9 +106,10 @@ class Retry:
             retrying = Retrying(sleep=self._sleep_sync, **run.rules)
             return run.done(cast("T", retrying(run.replay, attempt)))
         except CircuitOpenError as refused:
-            run.raise_last(refused)
+            last = run.last(refused)
         finally:
             run.close()
+        raise last  # out here, where nothing takes the place of its own cause and context
 
     def is_retryable(self, error: BaseException) -> bool:
         """Say whether the same call may succeed, and may be repeated, after this failure."""
@@ -118,9 +120,13 @@ class Retry:
         return wanted and is_retryable(error, idempotent=self.idempotent)
 
     def wait_seconds(self, retry: int, error: BaseException | None) -> float:
-        """Return the back-off before a retry, or what the failed service asked for if that is more."""
+        """Return the back-off before a retry, or what the failed service asked for if that is more.
+
+        Never less than it asked for, and up to `jitter_factor` more: it has asked everybody for the same.
+        """
         asked = 0.0 if error is None else retry_after_seconds(error)
-        return max(backoff_seconds(self.config, retry, self._random), asked)
+        backoff = backoff_seconds(self.config, retry, self._random)
+        return backoff if backoff > asked else asked * (1 + self.config.jitter_factor * self._random())
 
 
 class _Run:
@@ -145,11 +151,10 @@ class _Run:
             "reraise": True,
         }
 
-    def raise_last(self, refused: CircuitOpenError) -> NoReturn:
-        """Raise what ended the call: the refusal, if the attempt itself raised it, else the last failure."""
-        if self._call.attempts > self._attempts:  # the engine was called since, and its code refused
-            raise refused
-        raise self.failure from None
+    def last(self, refused: CircuitOpenError) -> BaseException:
+        """Return what ended the call: the refusal, if the attempt itself raised it, else the last failure."""
+        engine_refused = self._call.attempts > self._attempts  # it was called since
+        return refused if engine_refused else self.failure
 
     def replay(self, attempt: Callable[[], T]) -> T:
         if (failure := self._pending) is not None:

@@ -61,6 +61,57 @@ def test_a_refusal_says_which_circuit_is_open_and_when_to_come_back() -> None:
     assert breaker.admit_sync().expires_at == clock() + 10
 
 
+def test_a_refusal_by_hand_does_not_blame_the_engine() -> None:
+    breaker, _ = opened(Noted())
+    breaker.force_open()
+    with pytest.raises(CircuitOpenError, match="search was shut off: its circuit is forced open") as caught:
+        breaker.admit_sync()
+    assert (caught.value.limit, caught.value.retry_after) == (None, None)
+
+
+def test_rates_are_of_the_window_also_when_nothing_comes_any_more() -> None:
+    clock = FakeClock(1000.0)
+    config = CircuitBreakerConfig(failure_rate_threshold=0.9, sliding_window_seconds=10)
+    breaker = CircuitBreaker("search", config, Noted(), clock)
+    breaker.failed(breaker.admit_sync(), BROKEN)
+    assert breaker.rates == {"calls": 1, "failure_rate": 1, "slow_call_rate": 0}
+    clock.advance(10)
+    assert breaker.rates == {"calls": 0, "failure_rate": 0, "slow_call_rate": 0}
+
+
+class AskedFleet:
+    """A fleet that cannot be reached, and the times it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def request_probe(self) -> None:
+        self.asked += 1
+
+    def opened(self, token: int | None) -> None:
+        """Take no note."""
+
+    succeeded = released = opened
+
+
+def test_a_call_that_came_too_early_to_ask_the_fleet_is_no_probe_however_late_it_is_decided() -> None:
+    breaker, clock = opened(Noted())
+    breaker.fleet = fleet = AskedFleet()
+    clock.advance(59)
+    asked = breaker._asked
+
+    def slowly(now: float) -> Any:
+        fleet = asked(now)
+        clock.advance(1)
+        return fleet
+
+    breaker._asked = slowly  # type: ignore[method-assign]
+    with pytest.raises(CircuitOpenError):
+        breaker.admit_sync()
+    breaker.admit_sync()
+    assert (fleet.asked, breaker.state) == (1, "half_open")
+
+
 def test_a_move_tells_the_failure_that_caused_it_and_only_that() -> None:
     noted = Noted()
     breaker, _ = opened(noted)

@@ -1,144 +1,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.circuit import CONFIGS, Model, report
+from support.time import Seen
 
 from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import CircuitOpenError
 from llmkg_otel.events import BreakerTransitioned, Event
 from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
 from llmkg_otel.testing import FakeClock
-
-
-class Model:
-    """The documented breaker, written without locks and without pybreaker."""
-
-    def __init__(self, config: CircuitBreakerConfig) -> None:
-        self.config = config
-        self.circuit, self.override = "closed", ""
-        self.failures = self.successes = self.epoch = 0
-        self.opened_at = 0.0
-        self.probes: dict[int, float] = {}
-        self.moves: list[tuple[str, str]] = []
-        self.window: list[tuple[float, bool, bool]] = []
-
-    @property
-    def state(self) -> str:
-        return self.override or (self.circuit if self.config.enabled else "disabled")
-
-    def become(self, **new: Any) -> None:
-        """Change; whenever the state is another one afterwards, what was admitted before is void."""
-        before = self.state
-        vars(self).update(new)
-        if self.state != before:
-            self.moves.append((before, self.state))
-            self.epoch += 1
-            self.probes = {}
-            self.window = []
-
-    def reconfigure(self, config: CircuitBreakerConfig) -> None:
-        kinds = [
-            (
-                each.window_calls,
-                each.sliding_window_seconds,
-                bool(each.failure_rate_threshold or each.slow_call_rate_threshold),
-            )
-            for each in (self.config, config)
-        ]
-        if kinds[0] != kinds[1]:
-            self.window = []
-        self.become(config=config)
-
-    def admit(self, number: int, now: float) -> tuple[bool, float | None]:
-        """Return whether a call is let through, else the time until one may be (None: who knows)."""
-        if self.state == "open" and now >= self.opened_at + self.config.recovery_timeout:
-            self.become(circuit="half_open", successes=0)
-        if self.state in ("closed", "disabled"):
-            return True, None
-        if self.state == "half_open":
-            self.probes = {probe: end for probe, end in self.probes.items() if end > now}
-            if len(self.probes) < max(1, self.config.probes - self.successes):
-                self.probes[number] = now + self.config.timeout
-                return True, None
-            return False, min(self.probes.values()) - now
-        return False, self.opened_at + self.config.recovery_timeout - now if self.state == "open" else None
-
-    def report(self, number: int, epoch: int, outcome: str, now: float, seconds: float) -> None:
-        self.probes.pop(number, None)
-        if epoch != self.epoch or outcome == "ignored" or self.state not in ("closed", "half_open"):
-            return
-        slow = self.config.slow_call_rate_threshold is not None and seconds >= self.config.slow_call_seconds
-        if self.state == "half_open" and slow:
-            self.become(circuit="open", opened_at=now)
-            self.failures += outcome == "failure"
-            return
-        self.count(outcome, now)
-        if self.state == "closed":
-            self.look_back(now, outcome == "failure", slow)
-
-    def look_back(self, now: float, failed: bool, slow: bool) -> None:
-        config = self.config
-        if config.failure_rate_threshold is None and config.slow_call_rate_threshold is None:
-            return
-        self.window.append((now, failed, slow))
-        if config.sliding_window_seconds is None:
-            self.window = self.window[-config.window_calls :]
-        else:
-            part = config.sliding_window_seconds / 10
-            self.window = [each for each in self.window if int(each[0] / part) > int(now / part) - 10]
-        if len(self.window) < config.minimum_calls:
-            return
-        failures = sum(failed for _, failed, _ in self.window) / len(self.window)
-        slows = sum(slow for _, _, slow in self.window) / len(self.window)
-        if (config.failure_rate_threshold or 2) <= failures or (
-            config.slow_call_rate_threshold or 2
-        ) <= slows:
-            self.become(circuit="open", opened_at=now)
-
-    def count(self, outcome: str, now: float) -> None:
-        if outcome == "failure":
-            self.failures += 1
-            if self.state == "half_open" or self.failures >= self.config.failure_threshold:
-                self.become(circuit="open", opened_at=now)
-        elif self.state == "half_open":
-            self.successes += 1
-            if self.successes >= self.config.success_threshold:
-                self.become(circuit="closed", failures=0)
-        else:
-            self.failures = 0
-
-
-RATES: list[dict[str, Any]] = [
-    {},
-    {"failure_rate_threshold": 0.5, "sliding_window_calls": 4, "minimum_calls": 2},
-    {"failure_rate_threshold": 0.5, "sliding_window_seconds": 10, "minimum_calls": 3},
-    {
-        "slow_call_rate_threshold": 0.5,
-        "slow_call_seconds": 0.25,
-        "sliding_window_calls": 3,
-        "minimum_calls": 3,
-    },
-]
-CONFIGS = st.builds(
-    lambda rates, success_threshold, more, **options: CircuitBreakerConfig(
-        **rates,
-        **options,
-        success_threshold=success_threshold,
-        half_open_max_probes=None if more is None else success_threshold + more,
-    ),
-    rates=st.sampled_from(RATES),
-    enabled=st.sampled_from([True, True, True, False]),
-    failure_threshold=st.sampled_from([1, 2, 3, 100]),
-    recovery_timeout=st.sampled_from([1, 4]),
-    success_threshold=st.integers(1, 3),
-    more=st.sampled_from([None, 0, 1]),
-    timeout=st.sampled_from([0.5, 2]),
-)
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -158,6 +33,10 @@ class BreakerMachine(RuleBasedStateMachine):
         assert isinstance(event, BreakerTransitioned)
         self.moves.append((event.previous, event.state))
 
+    @initialize(config=CONFIGS)
+    def begin(self, config: CircuitBreakerConfig) -> None:
+        self.configure(config)
+
     @rule()
     def admit(self) -> None:
         admitted, wait = self.model.admit(self.admitted, self.clock())
@@ -176,14 +55,9 @@ class BreakerMachine(RuleBasedStateMachine):
         ticket, number, epoch = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
         seconds = data.draw(st.sampled_from([0, 0.25, 1]))
         started = self.clock() - seconds
-        if outcome == "success":
-            first = data.draw(st.booleans())
-            self.first_tries += first
-            self.breaker.succeeded(ticket, first=first, started=started)
-        elif outcome == "failure":
-            self.breaker.failed(ticket, ConnectionError(), started=started)
-        else:
-            self.breaker.ignored(ticket)
+        first = data.draw(st.booleans())
+        self.first_tries += first and outcome == "success"
+        report(self.breaker, ticket, outcome, started, first=first)
         self.model.report(number, epoch, outcome, self.clock(), seconds)
         self.counts[outcome] += 1
 
@@ -204,8 +78,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.breaker.force_close()
-        self.model.become(override="")
-        self.model.become(circuit="closed", failures=0)
+        self.model.reset()
 
     @rule(config=CONFIGS)
     def configure(self, config: CircuitBreakerConfig) -> None:
@@ -216,8 +89,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def agrees_with_the_model(self) -> None:
         assert self.breaker.state == self.model.state
         assert self.moves == self.model.moves
-        if self.breaker.rates:
-            assert self.breaker.rates["calls"] == len(self.model.window)
+        assert self.breaker.rates.get("calls", 0) == self.model.forget(self.clock())
         if self.model.state == "closed":
             assert self.breaker.consecutive_failures == self.model.failures
 
@@ -234,3 +106,49 @@ class BreakerMachine(RuleBasedStateMachine):
 
 TestBreakerMachine = BreakerMachine.TestCase
 TestBreakerMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+
+
+WINDOWED = st.builds(
+    lambda window, **options: CircuitBreakerConfig(
+        failure_threshold=100, slow_call_seconds=0.25, **window, **options
+    ),
+    window=st.sampled_from(
+        [
+            {"sliding_window_calls": calls, "minimum_calls": least}
+            for calls, least in [(1, 1), (3, 2), (4, 4), (8, 2)]
+        ]
+        + [{"sliding_window_seconds": 5, "minimum_calls": least} for least in (1, 2, 4)]
+    ),
+    failure_rate_threshold=st.sampled_from([0.25, 0.5, 1]),
+    slow_call_rate_threshold=st.sampled_from([None, 0.5, 1]),
+)
+ATTEMPTS = st.tuples(
+    st.sampled_from(["success", "success", "success", "success", "failure", "ignored"]),
+    st.sampled_from([0, 0, 0, 0.25]),  # seconds that it takes
+    st.sampled_from([0, 0, 0.125, 0.5, 2.5, 5]),  # seconds until the next
+    st.booleans(),  # whether somebody reads the rates meanwhile
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(WINDOWED, min_size=1, max_size=2), st.lists(ATTEMPTS, max_size=60))
+def test_a_window_opens_the_circuit_exactly_when_a_plain_list_of_its_attempts_says_so(
+    configs: list[CircuitBreakerConfig], attempts: list[tuple[str, float, float, bool]]
+) -> None:
+    clock, model = FakeClock(1000.0), Model(configs[0])
+    breaker = CircuitBreaker("search", configs[0], Seen(), clock)
+    for number, (outcome, seconds, wait, looks) in enumerate(attempts):
+        if number == len(attempts) // 2:
+            breaker.configure(configs[-1])
+            model.reconfigure(configs[-1])
+        epoch = model.epoch
+        report(breaker, breaker.admit_sync(), outcome, clock() - seconds)
+        model.report(number, epoch, outcome, clock(), seconds)
+        assert breaker.state == model.state
+        if breaker.state == "open":
+            breaker.force_close()
+            model.reset()
+        clock.advance(wait)
+        if looks:
+            assert breaker.rates["calls"] == model.forget(clock())
+    assert breaker.rates["calls"] == model.forget(clock())

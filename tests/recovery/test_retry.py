@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -49,10 +51,8 @@ class World:
         self.retry = self.policy(config, idempotent=idempotent)
 
     def policy(self, config: RetryConfig, **options: Any) -> Retry:
-        sleeps = {"sleep": self.clock.sleep, "sleep_sync": self.clock.sleep_sync}
-        return Retry(
-            "search", config, budget=self.budget, observer=self, random=lambda: 0.5, **sleeps | options
-        )
+        usual = {"sleep": self.clock.sleep, "sleep_sync": self.clock.sleep_sync, "random": lambda: 0.5}
+        return Retry("search", config, budget=self.budget, observer=self, **usual | options)
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
@@ -133,6 +133,13 @@ def test_a_circuit_that_opens_between_attempts_leaves_the_engines_last_failure_i
     assert world.ended("not_retryable", attempts=2)
 
 
+def test_the_engines_last_failure_keeps_its_own_cause_and_context(sync: bool) -> None:
+    last, cause, context = ValueError("last"), OSError("cause"), KeyError("context")
+    last.__cause__, last.__context__ = cause, context
+    assert raised(World(sync=sync), last, CIRCUIT_OPEN) is last
+    assert (last.__cause__, last.__context__) == (cause, context)
+
+
 def test_the_callers_mistakes_are_final_at_every_attempt(sync: bool) -> None:
     first, later = World(sync=sync), World(sync=sync)
     mistake = KeyError("no such id")
@@ -178,6 +185,17 @@ def test_a_service_is_left_alone_for_as_long_as_it_asked_and_never_less_than_the
     busy.retry_after = asked  # type: ignore[attr-defined] # as HTTP clients' errors have it
     assert world.resume(busy, "found") == "found"
     assert world.clock.slept == [waited]
+
+
+def test_callers_that_were_asked_to_wait_alike_wait_no_less_and_do_not_come_back_together() -> None:
+    busy = ConnectionError("busy")
+    busy.retry_after = 60  # type: ignore[attr-defined]
+    spread = RetryConfig(jitter_factor=0.5)
+    retry = World(sync=True).policy(spread, idempotent=False, random=Random(7).random)
+    waits = sorted(retry.wait_seconds(1, busy) for _ in range(1000))
+    assert 60 <= waits[0] < 61
+    assert 89 < waits[-1] <= 90
+    assert max(later - earlier for earlier, later in pairwise(waits)) < 0.5
 
 
 def test_a_service_that_asks_for_more_than_the_deadline_is_not_called_again(sync: bool) -> None:
