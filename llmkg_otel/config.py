@@ -23,6 +23,7 @@ from llmkg_otel._config_types import (
     Port,
     Seconds,
     Share,
+    StorageUri,
     TokenPairs,
     WindowSize,
 )
@@ -30,6 +31,7 @@ from llmkg_otel._config_types import (
 __all__ = [
     "AlertingConfig",
     "CircuitBreakerConfig",
+    "CircuitSharingConfig",
     "EngineConfig",
     "HealthCheckConfig",
     "MonitoringConfig",
@@ -125,6 +127,18 @@ class CircuitBreakerConfig(Section):
     def probes(self) -> int:
         """Calls that a half-open circuit lets through."""
         return self.half_open_max_probes or self.success_threshold
+
+
+class CircuitSharingConfig(Section):
+    """Where the processes of a fleet share their circuits (None: each has its own).
+
+    `storage_uri` names a Redis or Valkey in the `limits` library's notation: redis://, rediss://,
+    redis+unix://, redis+cluster://, redis+sentinel://, or the same with valkey. Processes with the same
+    `key_prefix` share the circuits of the same name.
+    """
+
+    storage_uri: StorageUri | None = None
+    key_prefix: str = Field(default="llmkg", pattern=r"^[\w.:-]{1,100}$")
 
 
 class RateLimitRule(Section):
@@ -279,6 +293,7 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     resources: ResourceLimits = ResourceLimits()
     retry: RetryConfig = RetryConfig()
     circuit_breaker: CircuitBreakerConfig = CircuitBreakerConfig()
+    circuit_sharing: CircuitSharingConfig = CircuitSharingConfig()
     health: HealthCheckConfig = HealthCheckConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     alerting: AlertingConfig = AlertingConfig()

@@ -94,7 +94,7 @@ class ProductionSystem:
             permits=permits,
             budget=self.retry_budget,
             observer=observer,
-            share=self.shared_circuits and self.shared_circuits.join,
+            share=None if self.shared_circuits is None else self.shared_circuits.join,
         )
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)

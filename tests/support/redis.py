@@ -58,7 +58,7 @@ class RedisServer:
 
     def calls(self, command: str) -> int:
         """How often a command has been run since the server started."""
-        return int(self._client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+        return int(self.client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
     def _answers(self) -> bool:
         try:
