@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from support.servers import wait_until
 
@@ -40,7 +42,7 @@ class RedisServer:
     def start(self) -> None:
         command = [self.path, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        self._client = redis.Redis(port=self.port)
+        self._client = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))
         wait_until(self._answers, "redis-server's first answer")
 
     restart = start
