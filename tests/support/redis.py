@@ -29,20 +29,16 @@ class RedisServer:
 
     path: str
     port: int = field(default_factory=spare_port)
+    client: Any = None
 
     @property
     def uri(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def client(self) -> Any:
-        """A client that waits as long as it takes; the server's own commands are for it to use."""
-        return self._client
-
     def start(self) -> None:
         command = [self.path, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        self._client = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))
+        self.client = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))
         wait_until(self._answers, "redis-server's first answer")
 
     restart = start
@@ -54,7 +50,7 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        self._client.close()
+        self.client.close()
         self._process.kill()
         self._process.wait()
 
@@ -64,7 +60,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            return bool(self._client.ping())
+            return bool(self.client.ping())
         except redis.ConnectionError:
             return False
 
