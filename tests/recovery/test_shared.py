@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,10 +55,16 @@ class Instance:
         except CircuitOpenError:
             return None
 
+    def fleets_probe(self) -> Ticket | None:
+        ticket = self.probe()
+        if ticket is None or ticket.token is not None:
+            return ticket
+        self.breaker.ignored(ticket)  # on a busy machine the fleet's word came too late
+        return None
+
     def probe_in_time(self) -> Ticket:
-        ticket = wait_until(self.probe, "a probe")
+        ticket = wait_until(self.fleets_probe, "the fleet's probe")
         assert isinstance(ticket, Ticket)
-        assert ticket.token
         return ticket
 
     def becomes(self, state: str) -> None:
@@ -343,7 +350,8 @@ class TestWithoutTheStore:
         seconds = []
         for _ in range(100):
             started = time.monotonic()
-            one.breaker.ignored(await one.breaker.admit())
+            with suppress(CircuitOpenError):  # while the first one's question is still out
+                one.breaker.ignored(await one.breaker.admit())
             seconds.append(time.monotonic() - started)
         assert seconds[0] < FLEET_SECONDS + 0.05
         assert sorted(seconds)[-3] < 0.01
