@@ -25,6 +25,8 @@ __all__ = ["CheckedModelMeta", "describe", "file_source", "ordered_sources", "pa
 _PREFIX = "LLMKG_"
 _RATES = frozenset({"rate_limiting", "per_user", "rate_limit"})
 """Options that hold a rate, which may be written in words."""
+_SECRETS = ("token", "storage_uri")
+"""Parts of the names of options that hold secrets: no value of one is shown, nor one that holds one."""
 
 
 class CheckedModelMeta(ModelMetaclass):
@@ -60,7 +62,8 @@ def _explain_one(item: dict[str, Any], model: type) -> str:
 
 def _shown(loc: tuple[int | str, ...], value: object) -> str:
     text = repr(value)
-    if any("token" in str(part) for part in (*loc, text)) or isinstance(value, SecretStr):
+    hidden = any(name in str(part) for part in (*loc, text) for name in _SECRETS)
+    if hidden or isinstance(value, SecretStr):
         return "(hidden)"
     return text if len(text) <= 80 else text[:77] + "..."
 

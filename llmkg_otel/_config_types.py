@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
 from pydantic_settings import NoDecode
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Port",
     "Seconds",
     "Share",
+    "StorageUri",
     "TokenPairs",
     "WindowSize",
 ]
@@ -83,5 +85,17 @@ def _token_pairs(value: object) -> object:
         raise ValueError("each name may have one token")
     return {name.strip(): token.strip() for name, _, token in pairs}
 
+
+_STORES = re.compile(r"(redis|valkey)(s|\+unix|\+cluster|\+sentinel)?://.")
+
+
+def _names_a_store(uri: SecretStr) -> SecretStr:
+    if _STORES.match(uri.get_secret_value()) is None:
+        raise ValueError("should be a URI like redis://host:6379/0 or valkey://host:6379/0")
+    return uri
+
+
+StorageUri = Annotated[SecretStr, AfterValidator(_names_a_store)]
+"""Where a store is that processes share, in the notation of the `limits` library; it may hold a password."""
 
 TokenPairs = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_token_pairs)]

@@ -54,8 +54,10 @@ def _open(uri: str, shown: str, key_prefix: str, **options: Any) -> Storage | As
         raise ConfigurationError(
             f"storage_uri: {scheme}:// needs a client: pip install 'llmkg-otel[{library}]'"
         ) from None
-    except ValueError as error:
-        raise ConfigurationError(f"storage_uri: {error}") from None
+    except ValueError:  # its message may quote a part of the password
+        raise ConfigurationError(
+            f"storage_uri: not a {scheme}:// URI; in a password / is %2F, @ is %40, # is %23"
+        ) from None
 
 
 def _impatient(scheme: str) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from llmkg_otel._config_types import (
     Port,
     Seconds,
     Share,
+    StorageUri,
     TokenPairs,
     WindowSize,
 )
@@ -30,6 +31,7 @@ from llmkg_otel._config_types import (
 __all__ = [
     "AlertingConfig",
     "CircuitBreakerConfig",
+    "CircuitSharingConfig",
     "EngineConfig",
     "HealthCheckConfig",
     "LoadSheddingConfig",
@@ -58,7 +60,8 @@ class RetryConfig(Section):
     d = min(max_delay_ms, base_delay_ms * backoff_multiplier ** (n - 1)). A jitter_factor of 1 is AWS's
     "full jitter". `max_retries` counts retries, not attempts: 0 means one attempt. Failures of
     `retryable_exceptions` are tried again, less those of `excluded_exceptions`: classes, or their names
-    ("ConnectionError", "httpx.TransportError"); subclasses count.
+    ("ConnectionError", "httpx.TransportError"); subclasses count. A failure that carries a `retry_after`
+    (seconds) is waited out, and up to `jitter_factor` of it more, so that callers do not return as one.
     """
 
     max_retries: int = Field(default=3, ge=0, le=100)
@@ -96,7 +99,7 @@ class CircuitBreakerConfig(Section):
     slow_call_rate_threshold: Share | None = None
     slow_call_seconds: Seconds = 5.0
     sliding_window_calls: WindowSize | None = None
-    sliding_window_seconds: Annotated[Seconds, Field(le=86_400)] | None = None
+    sliding_window_seconds: Annotated[Seconds, Field(ge=1e-3, le=86_400)] | None = None
     minimum_calls: Count = 10
     recovery_timeout: Seconds = 60.0
     success_threshold: Count = 3
@@ -126,6 +129,18 @@ class CircuitBreakerConfig(Section):
     def probes(self) -> int:
         """Calls that a half-open circuit lets through."""
         return self.half_open_max_probes or self.success_threshold
+
+
+class CircuitSharingConfig(Section):
+    """Where the processes of a fleet share their circuits (None: each has its own).
+
+    `storage_uri` names a Redis or Valkey in the `limits` library's notation: redis://, rediss://,
+    redis+unix://, redis+cluster://, redis+sentinel://, or the same with valkey. Processes with the same
+    `key_prefix` share the circuits of the same name.
+    """
+
+    storage_uri: StorageUri | None = None
+    key_prefix: str = Field(default="llmkg", pattern=r"^[\w.:-]{1,100}$")
 
 
 class RateLimitRule(Section):
@@ -306,6 +321,7 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     load_shedding: LoadSheddingConfig = LoadSheddingConfig()
     retry: RetryConfig = RetryConfig()
     circuit_breaker: CircuitBreakerConfig = CircuitBreakerConfig()
+    circuit_sharing: CircuitSharingConfig = CircuitSharingConfig()
     health: HealthCheckConfig = HealthCheckConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     alerting: AlertingConfig = AlertingConfig()

@@ -16,13 +16,16 @@ from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from llmkg_otel.call import Call
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
     from llmkg_otel.recovery.budget import RetryBudget
+    from llmkg_otel.recovery.fleet import Fleet
+
+    Share = Callable[[CircuitBreaker], Fleet]
 
 __all__ = ["MAX_OPERATIONS", "OTHER", "Operation", "Operations"]
 
@@ -50,9 +53,11 @@ class Operation:
         permits: PermitPool,
         budget: RetryBudget,
         observer: Observer,
+        share: Share | None,
     ) -> None:
         self.name = name
         self.breaker = CircuitBreaker(name, config.circuit_breaker or defaults.circuit_breaker, observer)
+        self.breaker.fleet = share(self.breaker) if share is not None else None
         self.retry = Retry(
             name,
             config.retry or defaults.retry,
@@ -125,15 +130,25 @@ def _after(threads: Sequence[Future[Any]], pools: tuple[PermitPool, ...]) -> Non
 
 
 class Operations:
-    """The operations by name, made when first asked for, `MAX_OPERATIONS` at most. Thread-safe."""
+    """The operations by name, made when first asked for, `MAX_OPERATIONS` at most. Thread-safe.
+
+    `share` gives each one's circuit to its fleet; None keeps circuits in this process.
+    """
 
     def __init__(
-        self, config: ProductionConfig, *, permits: PermitPool, budget: RetryBudget, observer: Observer
+        self,
+        config: ProductionConfig,
+        *,
+        permits: PermitPool,
+        budget: RetryBudget,
+        observer: Observer,
+        share: Share | None = None,
     ) -> None:
         self._config = config
         self._permits = permits
         self._budget = budget
         self._observer = observer
+        self._share = share
         self._lock = threading.Lock()
         self._by_name: dict[str, Operation] = {}
         for name, operation_config in config.operations.items():
@@ -182,5 +197,6 @@ class Operations:
                     permits=self._permits,
                     budget=self._budget,
                     observer=self._observer,
+                    share=self._share,
                 )
             return self._by_name[name]

@@ -94,9 +94,14 @@ class Pipeline:
                     held += 1
                 try:
                     return await self._attempt(op, call, task, target)
-                except Exception as failure:  # noqa: BLE001 - it is raised again unless something answers
-                    again = partial(self._attempt, op, call, task, target)
+                except Exception as raised:  # noqa: BLE001 - it is raised again unless something answers
+                    failure = raised
+                # Outside of the handler, or what is raised next would get this failure as its context.
+                again = partial(self._attempt, op, call, task, target)
+                try:
                     return await self._recover(op, call, failure, again, ladder)
+                finally:
+                    del failure
             finally:
                 call.ended = True
                 op.give_back(pools[:held], call)
@@ -133,9 +138,13 @@ class Pipeline:
                     held += 1
                 try:
                     return self._attempt_sync(op, call, body)
-                except Exception as failure:  # noqa: BLE001 - it is raised again unless something answers
-                    again = partial(self._attempt_sync, op, call, body)
+                except Exception as raised:  # noqa: BLE001 - it is raised again unless something answers
+                    failure = raised
+                again = partial(self._attempt_sync, op, call, body)
+                try:
                     return self._recover_sync(op, call, failure, again, ladder)
+                finally:
+                    del failure
             finally:
                 call.ended = True
                 op.give_back(pools[:held], call)
@@ -161,10 +170,14 @@ class Pipeline:
             if self._is_final(op, call, failure):
                 raise failure  # noqa: TRY301 - so that both ways in share what follows
             return await op.retry.resume(call, failure, again, self.caller_errors)
-        except Exception as last:
-            if not ladder or not self._may_fall_back(last, call):
+        except Exception as raised:
+            if not ladder or not self._may_fall_back(raised, call):
                 raise
+            last = raised
+        try:
             return await fall_back(call, last, ladder, self._observer)
+        finally:
+            del last
 
     def _recover_sync(
         self,
@@ -178,10 +191,14 @@ class Pipeline:
             if self._is_final(op, call, failure):
                 raise failure  # noqa: TRY301 - so that both ways in share what follows
             return op.retry.resume_sync(call, failure, again, self.caller_errors)
-        except Exception as last:
-            if not ladder or not self._may_fall_back(last, call):
+        except Exception as raised:
+            if not ladder or not self._may_fall_back(raised, call):
                 raise
+            last = raised
+        try:
             return fall_back_sync(call, last, ladder, self._observer)
+        finally:
+            del last
 
     def _is_final(self, op: Operation, call: Call, failure: Exception) -> bool:
         """Say whether a first failure is not tenacity's business: not reached, or the caller's mistake."""

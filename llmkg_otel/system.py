@@ -25,6 +25,7 @@ from llmkg_otel.limiting.shedding import LoadShedding
 from llmkg_otel.operation import Operations
 from llmkg_otel.pipeline import Pipeline
 from llmkg_otel.recovery.budget import RetryBudget
+from llmkg_otel.recovery.shared import SharedCircuits
 from llmkg_otel.shutdown.calls import ActiveCalls
 from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
 from llmkg_otel.status import breaker_status, system_status
@@ -103,7 +104,15 @@ class ProductionSystem:
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
         )
-        self.operations = Operations(config, permits=permits, budget=self.retry_budget, observer=observer)
+        sharing = config.circuit_sharing
+        self.shared_circuits = SharedCircuits(sharing) if sharing.storage_uri is not None else None
+        self.operations = Operations(
+            config,
+            permits=permits,
+            budget=self.retry_budget,
+            observer=observer,
+            share=None if self.shared_circuits is None else self.shared_circuits.join,
+        )
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)
         self._heartbeat = Heartbeat()
@@ -130,6 +139,9 @@ class ProductionSystem:
         self.resources.start()
         self._sequence.register("alerts", self.alerts.stop)
         self.alerts.start()
+        if self.shared_circuits is not None:
+            self._sequence.register("circuit_sharing", self.shared_circuits.stop)
+            await run_in_daemon_thread(self.shared_circuits.start, "llmkg-circuits-start")
         self._sequence.register("heartbeat", self._heartbeat.stop)
         await self._heartbeat.start()
         self._sequence.register("health", self.health.stop)

@@ -9,6 +9,7 @@ command -v apt-get >/dev/null || exit 0
 
 missing=
 command -v promtool >/dev/null || missing="$missing prometheus"
+command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -z "$missing" ] && exit 0
 export DEBIAN_FRONTEND=noninteractive
 $as_root apt-get -o DPkg::Lock::Timeout=600 update -qq

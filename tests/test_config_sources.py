@@ -161,6 +161,10 @@ def test_wrong_tokens_are_refused_without_being_shown(value: str, monkeypatch: p
         f"server: {{operator_tokn: {SECRET}}}",
         f"server: operator_token={SECRET}",
         f"server: {{operator_token: [{SECRET}]}}",
+        f"circuit_sharing: {{storage_uri: http://:{SECRET}@host}}",
+        f"circuit_sharing: {{storage_uri: [{SECRET}]}}",
+        f"circuit_sharing: {{storage_ur: {SECRET}}}",
+        f"circuit_sharing: storage_uri=redis://:{SECRET}@host",
     ],
 )
 def test_a_secret_is_never_quoted_from_a_file_that_is_wrong(text: str, file: Path) -> None:
@@ -206,6 +210,7 @@ def test_describe_tells_value_and_origin_of_every_option(
     tree: dict[str, dict[str, Any]] = {
         "retry": {"max_retries": 1, "base_delay_ms": 5},
         "auth_tokens": {"a": SECRET},
+        "circuit_sharing": {"storage_uri": f"redis://:{SECRET}@host"},
     }
     toml = write(tmp_path / "llmkg.toml", tree)
     monkeypatch.setenv("LLMKG_RETRY__MAX_RETRIES", "2")
@@ -223,6 +228,7 @@ def test_describe_tells_value_and_origin_of_every_option(
         ("rate_limiting.burst_capacity", "9", "environment"),
         ("retry.max_retries", "2", "environment"),
         ("retry.base_delay_ms", "5.0", f"file {toml}"),
+        ("circuit_sharing.storage_uri", "**********", f"file {toml}"),
         ("health.history_size", "7", "argument"),
         ("server.operator_token", "**********", "environment"),
         ("auth_tokens.a", "**********", f"file {toml}"),

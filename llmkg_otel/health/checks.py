@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING
 from llmkg_otel.health.status import CheckResult, HealthStatus
 
 if TYPE_CHECKING:
+    from llmkg_otel.recovery.shared import SharedCircuits
     from llmkg_otel.system import ProductionSystem
 
 __all__ = ["register_own_checks"]
 
 
 def register_own_checks(system: ProductionSystem) -> None:
-    """Register the engine (by its `ping`, essential), memory and CPU, the breakers, and the alert rules."""
+    """Register the engine (by its `ping`, essential), memory and CPU, the breakers, and the alert rules.
+
+    And the store of shared circuits, if there is one. Only the engine is essential.
+    """
     if (ping := getattr(system.engine, "ping", None)) is not None:
         system.register_health_check("engine", ping)
     system.register_health_check("resources", lambda: _resources(system), essential=False)
     system.register_health_check("circuit_breakers", lambda: _breakers(system), essential=False)
     system.register_health_check("alert_rules", lambda: _alert_rules(system), essential=False)
+    if (shared := system.shared_circuits) is not None:
+        system.register_health_check("circuit_sharing", lambda: _circuit_sharing(shared), essential=False)
 
 
 def _resources(system: ProductionSystem) -> CheckResult:
@@ -34,6 +40,12 @@ def _breakers(system: ProductionSystem) -> CheckResult:
     troubled = [f"{op.name} {op.breaker.state}" for op in system.operations if op.breaker.state not in calm]
     if troubled:
         return CheckResult(HealthStatus.WARNING, ", ".join(troubled))
+    return CheckResult(HealthStatus.HEALTHY)
+
+
+def _circuit_sharing(shared: SharedCircuits) -> CheckResult:
+    if shared.status == "fallback":
+        return CheckResult(HealthStatus.WARNING, "the store is not reached: this process decides alone")
     return CheckResult(HealthStatus.HEALTHY)
 
 

@@ -82,6 +82,11 @@ class CircuitBreaker:
         self._announce(moves)
 
     @property
+    def config(self) -> CircuitBreakerConfig:
+        """The present thresholds and times."""
+        return self._config
+
+    @property
     def state(self) -> str:
         """One of closed, open, half_open, forced_open, disabled."""
         if self._override is not None:

@@ -48,8 +48,10 @@ async def ask(fleet: Fleet | None) -> Permission | None:
     """Return the fleet's word on a probe, or None when there is no fleet, or no word in time."""
     if fleet is None or (asked := fleet.request_probe()) is None:
         return None
+    answer = asyncio.wrap_future(asked)
+    answer.add_done_callback(_look_at)
     try:
-        await asyncio.wait({asyncio.wrap_future(asked)}, timeout=FLEET_SECONDS)
+        await asyncio.wait({answer}, timeout=FLEET_SECONDS)
     except BaseException:
         _give_back(fleet, asked)
         raise
@@ -66,6 +68,12 @@ def ask_sync(fleet: Fleet | None) -> Permission | None:
         _give_back(fleet, asked)
         raise
     return _taken(fleet, asked)
+
+
+def _look_at(answer: asyncio.Future[Permission]) -> None:
+    """Retrieve an error that comes when nobody waits any more: asyncio would log it."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _taken(fleet: Fleet, asked: Future[Permission]) -> Permission | None:

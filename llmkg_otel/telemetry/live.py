@@ -68,8 +68,13 @@ def _recovery(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
                 count = op.breaker.first_tries if outcome == "first_try" else op.retry.calls[outcome]
                 yield Observation(count, {"name": op.name, "outcome": outcome})
 
+    def storage_status() -> Iterable[Observation]:
+        shared = system.shared_circuits
+        return [] if shared is None else _states(shared.status, semconv.BREAKER_STORAGE_STATES, {})
+
     yield semconv.BREAKER_STATUS, breaker_status
     yield semconv.BREAKER_CALLS, breaker_calls
+    yield semconv.BREAKER_STORAGE_STATUS, storage_status
     yield semconv.RETRY_CALLS, retry_calls
     yield semconv.RETRY_BUDGET_USAGE, lambda: [Observation(system.retry_budget.usage)]
     yield semconv.RETRY_BUDGET_LIMIT, lambda: [Observation(system.retry_budget.limit)]

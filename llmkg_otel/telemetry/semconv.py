@@ -38,6 +38,7 @@ OTHER = "_OTHER"
 
 # Closed sets
 BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
+BREAKER_STORAGE_STATES = ("primary", "fallback")
 BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
 RATE_LIMIT_RESULTS = ("acquired", "rejected")
@@ -154,6 +155,11 @@ BREAKER_TRANSITIONS = Instrument(
     "{transition}",
     "Changes of a breaker's state.",
     {"name": None, "state": BREAKER_STATES, "previous_state": BREAKER_STATES},
+)
+BREAKER_STORAGE_STATUS = _state(
+    "llmkg.circuit_breaker.storage.status",
+    "1 for primary while the store of shared circuits answers, else for fallback; absent if none is shared.",
+    {"state": BREAKER_STORAGE_STATES},
 )
 RETRY_CALLS = Instrument(
     "llmkg.retry.calls",

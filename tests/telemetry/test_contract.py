@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk.metrics.export import Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum
+from pydantic import SecretStr
 from support.calls import failing_first
 
 from llmkg_otel.config import (
     AlertingConfig,
     CircuitBreakerConfig,
+    CircuitSharingConfig,
     HealthCheckConfig,
     LoadSheddingConfig,
     MonitoringConfig,
@@ -71,6 +73,7 @@ def configuration(rule_file: Path) -> ProductionConfig:
         rate_limiting=RateLimitConfig(per_user=RateLimitRule(requests_per_second=1000)),
         retry=RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
         circuit_breaker=CircuitBreakerConfig(failure_threshold=2),
+        circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr("redis://127.0.0.1:1/0")),  # nobody there
         monitoring=MonitoringConfig(log_level="debug", alert_check_interval_seconds=1000),
         alerting=AlertingConfig(rule_files=(rule_file,)),
         health=HealthCheckConfig(failure_threshold=1),
@@ -245,7 +248,8 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     assert seen["llmkg.operation.name"] == OPERATIONS
     assert seen["name"] == OPERATIONS | set(semconv.RESOURCES)
     assert seen["pool"] == {"operations", "narrow"}
-    assert seen["component"] == {"engine", "resources", "circuit_breakers", "alert_rules"}
+    own = {"resources", "circuit_breakers", "circuit_sharing", "alert_rules"}
+    assert seen["component"] == {"engine"} | own
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
         *("cancelled", "draining", "OSError"),
@@ -263,7 +267,7 @@ def test_durations_have_the_contracts_buckets(exported: Exported) -> None:
 
 def test_a_status_metric_has_one_point_per_state_and_one_of_them_is_1(exported: Exported) -> None:
     status = [metric for metric in exported.metrics if metric.name.endswith(".status")]
-    assert len({metric.name for metric in status}) == 5
+    assert len({metric.name for metric in status}) == 6
     for metric in status:
         groups: dict[object, dict[object, object]] = {}
         for point, attributes in points(metric):

@@ -1,0 +1,130 @@
+"""The circuits of a fleet in Redis or Valkey: one hash each, one script, one channel for transitions."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.recovery.fleet import FLEET_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from llmkg_otel.config import CircuitBreakerConfig
+
+__all__ = ["HEARTBEAT_SECONDS", "CircuitStore", "Verb", "Word"]
+
+Verb = Literal["look", "trip", "probe", "succeeded", "released"]
+
+HEARTBEAT_SECONDS = 0.25
+"""How long the channel may be silent before the store is asked for a sign of life."""
+
+_MICROSECONDS = 1_000_000
+
+
+class Word(NamedTuple):
+    """What the store says of a circuit.
+
+    `state` is open, closed or absent, `fence` grows with each transition and lease, `wait` is the
+    seconds until a probe may be had, `token` that of the probe just granted (0: none).
+    """
+
+    circuit: str
+    state: str
+    fence: int
+    wait: float
+    token: int = 0
+
+
+class CircuitStore:
+    """Exchanges with the store, each in STORE_SECONDS or an error of the client. For any thread.
+
+    `uri` is in the notation of the `limits` library. Keys are `{key_prefix}:circuit:{name}`; they expire
+    an hour after the last change, or after 10 times the circuit's `recovery_timeout` or `timeout`, if
+    that is longer. Nothing is connected before it is needed. Raises ConfigurationError for a URI that
+    cannot be used, or whose client library is missing.
+    """
+
+    def __init__(self, uri: str, key_prefix: str) -> None:
+        self._uri = uri
+        self._prefix = key_prefix
+        self._channel = f"{key_prefix}:circuits"
+        self._opened: tuple[Any, Any] | None = None
+        try:
+            self._open()
+        except ConfigurationError:
+            raise
+        except Exception:  # noqa: BLE001 - a cluster's client connects at once: it will be tried again
+            self._opened = None
+
+    def exchange(
+        self, verb: Verb, circuit: str, config: CircuitBreakerConfig, *, token: int = 0, age: float = 0.0
+    ) -> Word:
+        """Run one verb of lua/circuit.lua and return the circuit's state afterwards.
+
+        `token` is that of the probe that is reported, `age` the seconds since the circuit opened.
+        """
+        _, script = self._open()
+        times = [config.recovery_timeout, config.timeout, age]
+        recovery, lease, ago = (round(seconds * _MICROSECONDS) for seconds in times)
+        state, fence, wait, granted = script(
+            keys=[f"{self._prefix}:circuit:{circuit}"],
+            args=[verb, circuit, self._channel, recovery, lease, config.success_threshold, token, ago],
+        )
+        return Word(circuit, _text(state), fence, wait / _MICROSECONDS, granted)
+
+    @contextmanager
+    def subscribed(self) -> Iterator[Callable[[], Word | None]]:
+        """Subscribe to all transitions, and give a function that waits for the next one.
+
+        It returns None when nothing has happened for HEARTBEAT_SECONDS, and raises if the store is
+        silent even when it is asked.
+        """
+        client, _ = self._open()
+        with closing(client.pubsub()) as subscription:
+            subscription.subscribe(self._channel)
+            _next_message(subscription, FLEET_SECONDS)
+
+            def next_word() -> Word | None:
+                message = subscription.get_message(timeout=HEARTBEAT_SECONDS)
+                if message is None:
+                    subscription.ping()
+                    message = _next_message(subscription, FLEET_SECONDS)
+                return _parsed(_text(message["data"])) if message["type"] == "message" else None
+
+            yield next_word
+
+    def close(self) -> None:
+        """Close every connection."""
+        if self._opened is not None:
+            self._opened[0].close()
+
+    def _open(self) -> tuple[Any, Any]:
+        """Return the client and its script."""
+        if self._opened is None:
+            from llmkg_otel._storage import open_storage  # noqa: PLC0415 - slow to import, rarely needed
+
+            storage: Any = open_storage(self._uri, self._prefix)
+            client = storage.storage
+            lua = resources.files(__package__) / "lua" / "circuit.lua"
+            self._opened = client, client.register_script(lua.read_text("utf-8"))
+        return self._opened
+
+
+def _next_message(subscription: Any, timeout: float) -> Any:
+    message = subscription.get_message(timeout=timeout)
+    if message is None:
+        raise TimeoutError(f"no answer within {timeout * 1000:.0f} ms")
+    return message
+
+
+def _parsed(message: str) -> Word:
+    fence, state, wait, circuit = message.split(" ", 3)
+    return Word(circuit, state, int(fence), int(wait) / _MICROSECONDS)
+
+
+def _text(value: bytes | str) -> str:
+    """Decode what a client has not: its URI may ask for either."""
+    return value.decode() if isinstance(value, bytes) else value

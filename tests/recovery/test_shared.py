@@ -1,0 +1,415 @@
+"""Instances of a fleet in one process: what one learns the others adopt, with and without the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+from support.servers import wait_until
+from support.time import Seen
+
+from llmkg_otel.config import CircuitBreakerConfig, CircuitSharingConfig
+from llmkg_otel.errors import CircuitOpenError
+from llmkg_otel.events import BreakerTransitioned
+from llmkg_otel.recovery import shared
+from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
+from llmkg_otel.recovery.fleet import FLEET_SECONDS, Permission
+from llmkg_otel.recovery.shared import SharedCircuits
+from llmkg_otel.recovery.store import Word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.redis import RedisServer
+
+BROKEN = ConnectionError("broken")
+
+
+class Instance:
+    """A breaker that one failure opens, for a minute, and one success closes; and its line to the fleet."""
+
+    def __init__(self, uri: str, prefix: str = "llmkg", **config: Any) -> None:
+        once = {"failure_threshold": 1, "success_threshold": 1, "recovery_timeout": 60.0, **config}
+        self.seen = Seen()
+        self.breaker = CircuitBreaker("search", CircuitBreakerConfig(**once), self.seen)
+        sharing = CircuitSharingConfig(storage_uri=SecretStr(uri), key_prefix=prefix)
+        self.circuits = SharedCircuits(sharing)
+        self.line = self.breaker.fleet = self.circuits.join(self.breaker)
+
+    @property
+    def states(self) -> list[str]:
+        return [event.state for event in self.seen if isinstance(event, BreakerTransitioned)]
+
+    def fail(self) -> None:
+        self.breaker.failed(self.breaker.admit_sync(), BROKEN)
+
+    def probe(self) -> Ticket | None:
+        try:
+            return self.breaker.admit_sync()
+        except CircuitOpenError:
+            return None
+
+    def fleets_probe(self) -> Ticket | None:
+        ticket = self.probe()
+        if ticket is None or ticket.token is not None:
+            return ticket
+        self.breaker.ignored(ticket)  # on a busy machine the fleet's word came too late
+        return None
+
+    def probe_in_time(self) -> Ticket:
+        ticket = wait_until(self.fleets_probe, "the fleet's probe")
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    def becomes(self, state: str) -> None:
+        wait_until(lambda: self.breaker.state == state, f"the state {state}")
+
+    def is_in(self, status: str) -> None:
+        wait_until(lambda: self.circuits.status == status, f"the status {status}")
+
+
+@pytest.fixture
+def make(redis_server: RedisServer) -> Iterator[Callable[..., Instance]]:
+    made: list[Instance] = []
+
+    def start(*, started: bool = True, **options: Any) -> Instance:
+        made.append(Instance(redis_server.uri, **options))
+        if started:
+            made[-1].circuits.start()
+        return made[-1]
+
+    yield start
+    for instance in made:
+        instance.circuits.stop()
+
+
+def test_a_circuit_that_opens_in_one_process_is_open_in_all(make: Callable[..., Instance]) -> None:
+    one, other = make(), make()
+    one.fail()
+    other.becomes("open")
+    assert other.breaker.retry_after == pytest.approx(one.breaker.retry_after, abs=1)
+    with pytest.raises(CircuitOpenError, match="search has been failing") as caught:
+        other.breaker.admit_sync()
+    assert caught.value.limit == "failures in another process"
+
+
+def test_a_process_that_starts_later_finds_the_circuit_open(make: Callable[..., Instance]) -> None:
+    make().fail()
+    assert make().breaker.state == "open"
+
+
+def test_an_operation_that_is_first_used_later_finds_its_circuit_open(make: Callable[..., Instance]) -> None:
+    one, other = make(), make()
+    one.fail()
+    late = CircuitBreaker("search", CircuitBreakerConfig(), Seen())
+    other.circuits.join(late)
+    wait_until(lambda: late.state == "open", "the state of the fleet")
+
+
+def test_one_probe_at_a_time_for_the_whole_fleet_and_its_success_closes_every_circuit(
+    make: Callable[..., Instance],
+) -> None:
+    one, other = make(recovery_timeout=0.1), make(recovery_timeout=0.1)
+    one.fail()
+    other.becomes("open")
+    probe = one.probe_in_time()
+    with pytest.raises(CircuitOpenError) as caught:
+        other.breaker.admit_sync()
+    assert caught.value.retry_after == pytest.approx(10, abs=1)  # the lease, as long as an attempt may take
+    one.breaker.succeeded(probe, first=True)
+    other.becomes("closed")
+    one.becomes("closed")
+
+
+def test_successes_of_several_processes_count_together(make: Callable[..., Instance]) -> None:
+    config = {"recovery_timeout": 0.1, "success_threshold": 2}
+    one, other = make(**config), make(**config)
+    one.fail()
+    other.becomes("open")
+    for instance in (one, other):
+        instance.breaker.succeeded(instance.probe_in_time(), first=True)
+    one.becomes("closed")
+    other.becomes("closed")
+    assert one.states == ["open", "half_open", "closed"]
+
+
+def test_a_probe_that_fails_sends_the_whole_fleet_back_to_waiting(make: Callable[..., Instance]) -> None:
+    one, other = make(recovery_timeout=0.3), make(recovery_timeout=0.3)
+    one.fail()
+    other.becomes("open")
+    probe = one.probe_in_time()
+    assert other.probe() is None
+    one.breaker.failed(probe, BROKEN)
+    wait_until(lambda: other.breaker.retry_after, "another time to wait")
+    assert other.breaker.retry_after == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_cancelled_probe_lets_another_process_probe(make: Callable[..., Instance]) -> None:
+    one, other = make(recovery_timeout=0.1), make(recovery_timeout=0.1)
+    one.fail()
+    other.becomes("open")
+    one.breaker.ignored(one.probe_in_time())
+    other.probe_in_time()
+
+
+def test_other_prefixes_are_other_fleets(make: Callable[..., Instance], redis_server: RedisServer) -> None:
+    one, other = make(), make(prefix="others")
+    one.fail()
+    wait_until(lambda: redis_server.client.keys() == [b"llmkg:circuit:search"], "the key")
+    assert other.breaker.state == "closed"
+
+
+def test_a_closed_circuit_asks_and_tells_nothing(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make(failure_threshold=2)
+
+    def exchanges() -> int:
+        return sum(redis_server.calls(command) for command in ("evalsha", "eval", "publish", "hmget"))
+
+    before = exchanges()
+    for _ in range(1000):
+        one.breaker.succeeded(one.breaker.admit_sync(), first=True)
+        one.breaker.failed(one.breaker.admit_sync(), BROKEN)
+        one.breaker.ignored(one.breaker.admit_sync())
+        one.breaker.succeeded(one.breaker.admit_sync(), first=False)
+    assert exchanges() == before
+    one.fail()
+    one.fail()
+    wait_until(lambda: exchanges() > before, "an exchange when it opens")
+
+
+def test_of_calls_that_come_together_one_asks_and_the_others_are_refused_at_once(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make(recovery_timeout=1e-6)
+    one.fail()
+    wait_until(redis_server.client.keys, "the key")
+    before = redis_server.calls("evalsha")
+    redis_server.pause()
+    asked = one.line.request_probe()
+    assert asked is not None
+    others = [one.line.request_probe() for _ in range(100)]
+    redis_server.resume()
+    assert {other.result(0) for other in others if other is not None} == {Permission(None, FLEET_SECONDS)}
+    assert asked.result(1).token
+    assert redis_server.calls("evalsha") == before + 1
+
+
+def test_words_that_are_older_than_the_last_one_change_nothing(make: Callable[..., Instance]) -> None:
+    one = make(started=False)
+    one.line.hear(Word("search", "open", 7, 30.0))
+    one.line.hear(Word("search", "closed", 6, 0.0))
+    assert one.breaker.state == "open"
+    one.line.hear(Word("search", "closed", 9, 0.0))
+    one.line.hear(Word("search", "open", 8, 30.0))
+    assert one.breaker.state == "closed"
+
+
+def test_what_was_said_before_a_lease_does_not_end_it(make: Callable[..., Instance]) -> None:
+    one = make(recovery_timeout=1e-6)
+    one.fail()
+    probe = one.probe_in_time()
+    assert probe.token is not None
+    one.line.hear(Word("search", "open", probe.token - 1, 30.0))
+    assert one.breaker.state == "half_open"
+
+
+def test_an_instance_hears_itself_and_is_not_moved_by_it(make: Callable[..., Instance]) -> None:
+    one, other = make(recovery_timeout=0.05), make()
+    for _ in range(5):
+        one.fail()
+        other.becomes("open")
+        one.breaker.succeeded(one.probe_in_time(), first=True)
+        other.becomes("closed")
+        one.becomes("closed")
+    assert one.states == ["open", "half_open", "closed"] * 5
+
+
+def test_force_close_is_of_this_process_alone(make: Callable[..., Instance]) -> None:
+    one, other = make(), make()
+    one.fail()
+    other.becomes("open")
+    other.breaker.force_close()
+    assert (one.breaker.state, other.breaker.state) == ("open", "closed")
+
+
+def test_a_probe_that_is_out_at_the_end_is_given_back(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make(recovery_timeout=1e-6)
+    one.fail()
+    one.breaker.ignored(one.probe_in_time())  # as the end of the call that was cancelled does
+    one.circuits.stop()
+    assert redis_server.client.hget("llmkg:circuit:search", "token") == b"0"
+    assert one.line.request_probe() is None
+
+
+def test_what_is_asked_before_the_end_is_answered(make: Callable[..., Instance]) -> None:
+    one = make(recovery_timeout=1e-6)
+    one.fail()
+    asked = one.line.request_probe()
+    one.circuits.stop()
+    assert asked is not None
+    assert asked.result(0).token
+
+
+def test_a_line_that_was_never_started_can_be_stopped(make: Callable[..., Instance]) -> None:
+    make(started=False).circuits.stop()
+
+
+class TestWithoutTheStore:
+    """Killed, hung, or never there: each process goes on alone."""
+
+    def test_a_process_starts_without_it(
+        self, make: Callable[..., Instance], redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        redis_server.kill()
+        one = make(recovery_timeout=1e-6)
+        one.fail()
+        assert one.probe() is not None
+        redis_server.restart()
+        one.is_in("primary")
+        told = [record.message for record in caplog.records if record.name == shared.__name__]
+        assert len(told) == 1
+        assert "each process decides alone" in told[0]
+
+    @pytest.mark.parametrize("trouble", ["kill", "pause"])
+    def test_an_opening_that_could_not_be_told_is_told_on_return(
+        self, trouble: str, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one, other = make(), make()
+        getattr(redis_server, trouble)()
+        one.is_in("fallback")
+        one.fail()
+        assert other.breaker.state == "closed"
+        (redis_server.restart if trouble == "kill" else redis_server.resume)()
+        other.becomes("open")
+        assert other.breaker.retry_after == pytest.approx(one.breaker.retry_after, abs=1)
+
+    def test_a_closing_that_came_later_wins_over_an_opening_that_could_not_be_told(
+        self, make: Callable[..., Instance]
+    ) -> None:
+        alone = make(started=False)
+        alone.fail()
+        other = make(recovery_timeout=0.05)
+        other.fail()
+        other.breaker.succeeded(other.probe_in_time(), first=True)
+        other.becomes("closed")
+        alone.circuits.start()
+        alone.becomes("closed")
+        assert other.breaker.state == "closed"
+
+    def test_the_later_of_two_openings_wins(self, make: Callable[..., Instance]) -> None:
+        alone = make(started=False)
+        alone.fail()
+        other = make(recovery_timeout=50)
+        other.fail()
+        alone.circuits.start()
+        wait_until(lambda: (alone.breaker.retry_after or 0) > 59, "the other's opening")
+        assert other.breaker.retry_after == pytest.approx(50, abs=1)
+
+    def test_an_open_circuit_survives_a_store_that_has_lost_its_data(
+        self, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one = make()
+        one.fail()
+        wait_until(redis_server.client.keys, "the key")
+        redis_server.kill()
+        one.is_in("fallback")
+        redis_server.restart()
+        wait_until(redis_server.client.keys, "the key, again")
+        assert make().breaker.retry_after == pytest.approx(one.breaker.retry_after, abs=1)
+
+    def test_a_circuit_that_closed_alone_opens_again_if_the_fleets_is_open(
+        self, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one = make(recovery_timeout=0.05)
+        one.fail()
+        wait_until(redis_server.client.keys, "the key")
+        redis_server.pause()
+        one.is_in("fallback")
+        one.breaker.succeeded(wait_until(one.probe, "a probe of its own"), first=True)
+        assert one.breaker.state == "closed"
+        redis_server.resume()
+        one.becomes("open")
+
+    async def test_a_call_waits_50_ms_for_a_hung_store_and_later_ones_not_at_all(
+        self, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one = make(recovery_timeout=1e-6, half_open_max_probes=100)
+        one.fail()
+        wait_until(redis_server.client.keys, "the key")
+        redis_server.pause()
+        seconds = []
+        for _ in range(100):
+            started = time.monotonic()
+            with suppress(CircuitOpenError):  # while the first one's question is still out
+                one.breaker.ignored(await one.breaker.admit())
+            seconds.append(time.monotonic() - started)
+        assert seconds[0] < FLEET_SECONDS + 0.05
+        assert sorted(seconds)[-3] < 0.01
+        assert one.circuits.status == "fallback"
+
+    async def test_a_probe_that_was_granted_to_a_cancelled_call_is_given_back(
+        self, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one = make(recovery_timeout=1e-6)
+        one.fail()
+        wait_until(redis_server.client.keys, "the key")
+        redis_server.pause()
+        call = asyncio.create_task(one.breaker.admit())
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        redis_server.resume()
+        one.circuits.stop()
+        assert redis_server.client.hget("llmkg:circuit:search", "token") == b"0"
+
+    def test_too_much_to_tell_counts_as_a_loss_of_the_store(
+        self, make: Callable[..., Instance], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shared, "MAX_JOBS", 3)
+        one = make()
+        redis_server.pause()
+        for _ in range(6):
+            one.line.released(1)
+        assert one.circuits.status == "fallback"
+        redis_server.resume()
+        one.is_in("primary")
+
+    def test_nothing_that_is_told_or_asked_raises_or_waits(
+        self, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one = make()
+        redis_server.pause()
+        started = time.monotonic()
+        asked = one.line.request_probe()
+        one.line.opened(None)
+        one.line.succeeded(1)
+        one.line.released(1)
+        assert time.monotonic() - started < 0.01
+        assert asked is not None
+        assert asked.exception(1) is not None
+        one.is_in("fallback")
+        with ThreadPoolExecutor(4) as threads:
+            assert set(threads.map(lambda _: one.line.request_probe(), range(20))) == {None}
+
+
+def test_a_password_is_in_no_log_line(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    uri = redis_server.uri.replace("//", "//:s3cret-of-the-house@")
+    one = Instance(uri)  # the server wants none, and says so
+    one.circuits.start()
+    one.is_in("fallback")
+    wait_until(lambda: caplog.records, "a warning")
+    one.circuits.stop()
+    assert "s3cret" not in caplog.text
+    assert "s3cret" not in repr(CircuitSharingConfig(storage_uri=SecretStr(uri)))

@@ -1,0 +1,171 @@
+"""A system whose store is killed, or hangs, under load: no call pays for it, and operators see it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+from support.servers import wait_until
+
+from llmkg_otel.config import CircuitBreakerConfig, CircuitSharingConfig, RateLimitConfig, RetryConfig
+from llmkg_otel.errors import CircuitOpenError
+from llmkg_otel.recovery.fleet import FLEET_SECONDS
+from llmkg_otel.testing import attributes_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.redis import RedisServer
+
+    from llmkg_otel.system import ProductionSystem
+    from llmkg_otel.testing import CapturedTelemetry
+
+SLACK_SECONDS = 0.1
+"""What a busy machine may add to a wait."""
+
+
+@pytest.fixture
+def shared_system(
+    make_system: Callable[..., ProductionSystem], redis_server: RedisServer
+) -> ProductionSystem:
+    return make_system(
+        circuit_breaker=CircuitBreakerConfig(failure_threshold=2, recovery_timeout=0.02, success_threshold=1),
+        circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr(redis_server.uri)),
+        rate_limiting=RateLimitConfig(enabled=False),
+        retry=RetryConfig(max_retries=0),
+    )
+
+
+@pytest.fixture
+def _no_pauses() -> Iterator[None]:
+    """Keep the collector away: all the spans in memory make it stop everything for up to 0.4 s."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Load:
+    """Calls a steady operation and a doomed one, by turns, and keeps how long each took."""
+
+    def __init__(self, system: ProductionSystem) -> None:
+        self._system = system
+        self.seconds: dict[str, list[float]] = {"steady": [], "doomed": []}
+        self.unexpected: list[Exception] = []
+
+    async def run(self, seconds: float) -> None:
+        async def steady() -> None:
+            pass
+
+        async def doomed() -> None:
+            raise ConnectionError
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await self._call("steady", steady, ())
+            await self._call("doomed", doomed, (ConnectionError, CircuitOpenError))
+            await asyncio.sleep(0.001)
+
+    async def _call(self, name: str, operation: Any, expected: tuple[type[Exception], ...]) -> None:
+        started = time.monotonic()
+        try:
+            await self._system.execute_protected_operation(name, operation)
+        except expected:
+            pass
+        except Exception as error:  # noqa: BLE001
+            self.unexpected.append(error)
+        self.seconds[name].append(time.monotonic() - started)
+
+
+async def health_of_sharing(system: ProductionSystem) -> str:
+    await system.health.run_once()
+    (found,) = [each for each in system.health.components() if each.name == "circuit_sharing"]
+    assert not found.essential
+    return found.status.value
+
+
+def storage_status(telemetry: CapturedTelemetry) -> dict[str, Any]:
+    points = telemetry.metric("llmkg.circuit_breaker.storage.status")
+    return {state: points[attributes_key({"state": state})] for state in ("primary", "fallback")}
+
+
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize("trouble", ["kill", "pause"])
+async def test_no_call_fails_or_waits_over_50_ms_when_the_store_is_lost_under_load(
+    trouble: str,
+    shared_system: ProductionSystem,
+    redis_server: RedisServer,
+    telemetry: CapturedTelemetry,
+) -> None:
+    load = Load(shared_system)
+    async with shared_system as system:
+        assert await health_of_sharing(system) == "pass"
+        assert storage_status(telemetry) == {"primary": 1, "fallback": 0}
+        await load.run(0.5)
+        getattr(redis_server, trouble)()
+        await load.run(1.5)
+        assert await health_of_sharing(system) == "warn"
+        assert storage_status(telemetry) == {"primary": 0, "fallback": 1}
+        (redis_server.restart if trouble == "kill" else redis_server.resume)()
+        shared = system.shared_circuits
+        assert shared is not None
+        await asyncio.to_thread(wait_until, lambda: shared.status == "primary", "the store's return")
+        await load.run(0.2)
+        assert await health_of_sharing(system) == "pass"
+        assert redis_server.client.hget("llmkg:circuit:doomed", "state") == b"open"
+
+    assert load.unexpected == []
+    assert len(load.seconds["steady"]) > 100
+    assert max(load.seconds["doomed"]) < FLEET_SECONDS + SLACK_SECONDS
+    assert max(load.seconds["steady"]) < SLACK_SECONDS
+
+
+async def test_a_system_starts_and_serves_without_its_store(
+    shared_system: ProductionSystem, redis_server: RedisServer
+) -> None:
+    redis_server.kill()
+    async with shared_system as system:
+        assert system.lifecycle.state == "serving"
+        assert await health_of_sharing(system) == "warn"
+        assert system.probes.readiness().ok
+        assert await system.execute_protected_operation("op", lambda: 1) == 1
+
+
+async def test_a_probe_that_the_shutdown_cancels_is_given_back(
+    shared_system: ProductionSystem, redis_server: RedisServer
+) -> None:
+    async def doomed() -> None:
+        raise ConnectionError
+
+    async def call(operation: Any) -> None:
+        await shared_system.execute_protected_operation("op", operation)
+
+    async with shared_system:
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                await call(doomed)
+        await asyncio.sleep(0.03)  # the recovery timeout
+        begun = asyncio.Event()
+
+        async def hangs() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        probe = asyncio.create_task(call(hangs))
+        await begun.wait()
+        assert redis_server.client.hget("llmkg:circuit:op", "token") != b"0"
+    await asyncio.wait({probe})
+    assert redis_server.client.hget("llmkg:circuit:op", "token") == b"0"
+    assert shared_system.shared_circuits is not None
+    assert shared_system.shared_circuits.status == "fallback"
+
+
+def test_a_system_without_a_store_has_neither_check_nor_metric(
+    system: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    assert system.shared_circuits is None
+    assert "circuit_sharing" not in {each.name for each in system.health.components()}
+    assert "llmkg.circuit_breaker.storage.status" not in telemetry.metrics()

@@ -1,0 +1,188 @@
+"""Each verb of the script, on a real server, with the clients of Redis and of Valkey."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from support.servers import wait_until
+
+from llmkg_otel.config import CircuitBreakerConfig
+from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.recovery.store import CircuitStore, Verb, Word
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.redis import RedisServer
+
+CONFIG = CircuitBreakerConfig(recovery_timeout=60, success_threshold=2, timeout=10)
+NAME = "ask a question: é"
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def store(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[CircuitStore]:
+    store = CircuitStore(redis_server.uri.replace("redis", request.param), "fleet-1")
+    yield store
+    store.close()
+
+
+def run(store: CircuitStore, verb: Verb, config: CircuitBreakerConfig = CONFIG, **options: float) -> Word:
+    token, age = int(options.get("token", 0)), options.get("age", 0.0)
+    return store.exchange(verb, NAME, config, token=token, age=age)
+
+
+def opened_long_ago(store: CircuitStore) -> None:
+    run(store, "trip", age=61)
+
+
+def test_of_an_unknown_circuit_nothing_is_kept(store: CircuitStore, redis_server: RedisServer) -> None:
+    assert run(store, "look") == Word(NAME, "absent", 0, 0.0)
+    assert redis_server.client.keys() == []
+
+
+def test_an_opening_is_told_to_everybody_with_the_time_that_is_left(store: CircuitStore) -> None:
+    with store.subscribed() as next_word:
+        told = run(store, "trip", age=20)
+        assert next_word() == told
+    assert (told.state, told.wait) == ("open", 40.0)
+    assert run(store, "look").wait == pytest.approx(40, abs=1)
+
+
+def test_silence_on_the_channel_is_none(store: CircuitStore) -> None:
+    with store.subscribed() as next_word:
+        assert [next_word(), next_word()] == [None, None]
+
+
+def test_no_probe_is_lent_before_the_recovery_timeout(store: CircuitStore) -> None:
+    run(store, "trip", age=20)
+    refused = run(store, "probe")
+    assert refused.token == 0
+    assert refused.wait == pytest.approx(40, abs=1)
+
+
+def test_of_many_that_ask_one_gets_the_probe_and_the_others_hear_how_long_it_is_lent(
+    store: CircuitStore,
+) -> None:
+    opened_long_ago(store)
+    with ThreadPoolExecutor(8) as threads:
+        words = list(threads.map(lambda _: run(store, "probe"), range(16)))
+    assert sorted(word.token > 0 for word in words) == [False] * 15 + [True]
+    assert {round(word.wait) for word in words if not word.token} == {10}
+
+
+@pytest.mark.parametrize("verb", ["trip", "succeeded", "released"])
+def test_the_token_of_a_lease_that_another_has_taken_over_changes_nothing(
+    verb: Verb, store: CircuitStore, redis_server: RedisServer
+) -> None:
+    opened_long_ago(store)
+    hasty = CONFIG.model_copy(update={"timeout": 0.001})
+    stale = run(store, "probe", hasty).token
+    fresh: Word = wait_until(lambda: (word := run(store, "probe")).token and word, "the end of the lease")
+    assert fresh.token > stale
+    before = redis_server.client.hgetall(f"fleet-1:circuit:{NAME}")
+    run(store, verb, token=stale)
+    assert redis_server.client.hgetall(f"fleet-1:circuit:{NAME}") == before
+
+
+def test_enough_successes_close_the_circuit_for_everybody(store: CircuitStore) -> None:
+    opened_long_ago(store)
+    with store.subscribed() as next_word:
+        words = [run(store, "succeeded", token=run(store, "probe").token) for _ in range(2)]
+        assert next_word() == words[1]
+    assert [word.state for word in words] == ["open", "closed"]
+    assert words[1].fence > words[0].fence
+    assert run(store, "probe").state == "closed"
+
+
+def test_a_probe_that_fails_opens_the_circuit_anew_and_successes_count_from_zero(store: CircuitStore) -> None:
+    opened_long_ago(store)
+    run(store, "succeeded", token=run(store, "probe").token)
+    again = run(store, "trip", token=run(store, "probe").token)
+    assert (again.state, again.wait) == ("open", 60.0)
+    at_once = CONFIG.model_copy(update={"recovery_timeout": 1e-6})
+    assert run(store, "succeeded", token=run(store, "probe", at_once).token).state == "open"
+
+
+def test_a_probe_that_is_given_back_can_be_had_at_once(store: CircuitStore) -> None:
+    opened_long_ago(store)
+    first = run(store, "probe").token
+    run(store, "released", token=first)
+    assert run(store, "probe").token > first
+
+
+def test_the_later_of_two_openings_wins_and_ends_the_lease(store: CircuitStore) -> None:
+    later = run(store, "trip", age=20)
+    assert run(store, "trip", age=30).fence == later.fence
+    assert run(store, "trip", age=10).wait == pytest.approx(50, abs=1)
+    opened_long_ago(store)
+    assert run(store, "look").wait == pytest.approx(50, abs=1)
+
+
+def test_an_opening_that_comes_before_the_closing_changes_nothing(store: CircuitStore) -> None:
+    opened_long_ago(store)
+    for _ in range(2):
+        closed = run(store, "succeeded", token=run(store, "probe").token)
+    assert run(store, "trip", age=30) == closed
+    assert run(store, "trip").state == "open"
+
+
+def test_where_nothing_is_known_the_word_of_who_asks_is_taken(store: CircuitStore) -> None:
+    assert run(store, "probe").token > 0
+    assert run(store, "look").state == "open"
+
+
+def test_a_failed_probe_opens_a_circuit_that_the_store_has_forgotten(
+    store: CircuitStore, redis_server: RedisServer
+) -> None:
+    opened_long_ago(store)
+    token = run(store, "probe").token
+    redis_server.client.flushall()
+    assert run(store, "trip", token=token).wait == 60.0
+
+
+def test_fences_go_on_growing_after_the_store_has_lost_its_data(
+    store: CircuitStore, redis_server: RedisServer
+) -> None:
+    before = run(store, "trip").fence
+    redis_server.client.flushall()
+    assert run(store, "trip").fence > before
+
+
+@pytest.mark.parametrize(
+    ("config", "seconds"),
+    [
+        (CONFIG, 3600),
+        (CircuitBreakerConfig(recovery_timeout=1000), 10_000),
+        (CircuitBreakerConfig(timeout=2000), 20_000),
+        (CircuitBreakerConfig(recovery_timeout=1e9), 1e10),
+    ],
+)
+def test_keys_expire_but_outlive_an_open_circuit(
+    config: CircuitBreakerConfig, seconds: float, store: CircuitStore, redis_server: RedisServer
+) -> None:
+    run(store, "trip", config)
+    (key,) = redis_server.client.keys()
+    assert key.decode() == f"fleet-1:circuit:{NAME}"
+    assert redis_server.client.pttl(key) / 1000 == pytest.approx(seconds, abs=5)
+
+
+def test_a_hung_server_is_an_error_after_50_ms(store: CircuitStore, redis_server: RedisServer) -> None:
+    with store.subscribed() as next_word:
+        run(store, "look")
+        redis_server.pause()
+        started = time.monotonic()
+        with pytest.raises(Exception, match=r"(?i)timeout"):
+            run(store, "look")
+        assert time.monotonic() - started < 0.1
+        with pytest.raises(Exception, match=r"(?i)timeout|no answer"):
+            next_word()
+        redis_server.resume()
+
+
+def test_a_uri_that_cannot_be_used_is_refused_without_quoting_it() -> None:
+    with pytest.raises(ConfigurationError, match="%2F") as caught:
+        CircuitStore("redis://:s3cr/et@host:6379", "llmkg")
+    assert "s3cr" not in str(caught.value)
