@@ -14,6 +14,7 @@ from llmkg_otel.errors import (
     ConfigurationError,
     InvalidInputError,
     LlmkgOtelError,
+    LoadShedError,
     OperationTimeoutError,
     OverloadedError,
     RateLimitedError,
@@ -27,6 +28,7 @@ REASONS: dict[type[RejectedError], str] = {
     RateLimitedError: "rate_limited",
     ResourceExhaustedError: "resource_exhausted",
     OverloadedError: "permit_timeout",
+    LoadShedError: "shed",
     CircuitOpenError: "circuit_open",
     ShuttingDownError: "draining",
 }

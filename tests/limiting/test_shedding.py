@@ -9,7 +9,7 @@ import pytest
 from fastmcp import Client, FastMCP
 from support.calls import everything_given_back
 
-from llmkg_otel.config import LoadSheddingConfig, OperationConfig, ResourceLimits
+from llmkg_otel.config import LoadSheddingConfig, OperationConfig, RateLimitConfig, ResourceLimits
 from llmkg_otel.errors import LoadShedError, OverloadedError
 from llmkg_otel.server.middleware import CRITICALITY_KEY, ProductionMiddleware
 
@@ -109,7 +109,9 @@ async def test_in_the_shadow_what_would_be_refused_is_counted_and_let_in(
 async def test_on_the_calls_at_once_follow_what_the_engine_takes_and_the_move_is_told(
     make_system: MakeSystem, telemetry: CapturedTelemetry
 ) -> None:
-    system = make_system(load_shedding=LoadSheddingConfig(mode="on"))
+    system = make_system(
+        load_shedding=LoadSheddingConfig(mode="on"), rate_limiting=RateLimitConfig(enabled=False)
+    )
     (pool,) = system.operations.pools()
     assert system.load_shedding is not None
     assert pool.limit == system.load_shedding.limit == 5

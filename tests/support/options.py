@@ -52,7 +52,8 @@ def _bad_values(schema: dict[str, Any]) -> Iterator[tuple[Any, str]]:
     if "pattern" in schema:
         yield "no match", "should match pattern"
     if "enum" in schema:
-        yield "loud", "should be 'debug', 'info', 'warning' or 'error'"
+        words = [repr(word) for word in schema["enum"]]
+        yield "loud", f"should be {', '.join(words[:-1])} or {words[-1]}"
     wrong = {"boolean": "perhaps", "integer": 2.5, "number": "soon", "string": 5, "array": 5}
     yield wrong[schema["type"]], "is not a valid path" if schema.get("format") == "path" else "should be"
 
