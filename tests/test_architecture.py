@@ -66,7 +66,7 @@ def test_the_core_needs_no_server_extra() -> None:
 
 
 def test_modules_can_be_read_in_one_sitting() -> None:
-    assert {str(path): lines for path in FILES if (lines := len(path.read_text().splitlines())) > 350} == {}
+    assert {str(path): lines for path in FILES if (lines := len(path.read_text().splitlines())) > 400} == {}
 
 
 def test_public_names_are_these() -> None:
