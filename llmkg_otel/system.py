@@ -19,6 +19,7 @@ from llmkg_otel.health.monitor import Check, HealthMonitor
 from llmkg_otel.health.probes import Heartbeat, ProbeResult, Probes
 from llmkg_otel.health.report import SystemHealthReport, aggregate
 from llmkg_otel.limiting.permits import PermitPool
+from llmkg_otel.limiting.pool import ConnectionPool
 from llmkg_otel.limiting.rates import RateLimits
 from llmkg_otel.limiting.resources import Resources
 from llmkg_otel.limiting.shedding import LoadShedding
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProductionSystem", "create_production_system"]
 
+C = TypeVar("C")
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -113,6 +115,7 @@ class ProductionSystem:
             observer=observer,
             share=None if self.shared_circuits is None else self.shared_circuits.join,
         )
+        self.connection_pools: tuple[ConnectionPool[Any], ...] = ()
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)
         self._heartbeat = Heartbeat()
@@ -293,6 +296,34 @@ class ProductionSystem:
     def blame_caller_for(self, *errors: type[Exception]) -> None:
         """Treat these exceptions as the caller's mistakes: never retried, never held against the engine."""
         self._pipeline.caller_errors += errors
+
+    def add_connection_pool(
+        self,
+        name: str,
+        connect: Callable[[], Awaitable[C] | C],
+        *,
+        close: Callable[[C], object],
+        check: Callable[[C], Awaitable[bool] | bool] | None = None,
+        max_size: int = 10,
+        acquire_timeout: float = 1.0,
+        idle_timeout: float = 60.0,
+    ) -> ConnectionPool[C]:
+        """Return a new pool of connections (see ConnectionPool), measured, and closed with the system."""
+        if any(pool.name == name for pool in self.connection_pools):
+            raise ConfigurationError(f"connection pool {name!r} is there already")
+        pool = ConnectionPool(
+            name,
+            connect,
+            close=close,
+            check=check,
+            max_size=max_size,
+            acquire_timeout=acquire_timeout,
+            idle_timeout=idle_timeout,
+            observer=self._observer,
+        )
+        self.connection_pools = (*self.connection_pools, pool)
+        self._sequence.register(f"connection pool {name}", pool.aclose)
+        return pool
 
     def register_health_check(
         self,

@@ -93,6 +93,7 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
     def shedding_limit() -> Iterable[Observation]:
         return [] if system.load_shedding is None else [Observation(system.load_shedding.limit)]
 
+    yield from _pools(system)
     usage = system.resources
     yield semconv.LOAD_SHEDDING_REQUESTS, shedding
     yield semconv.LOAD_SHEDDING_LIMIT, shedding_limit
@@ -105,6 +106,25 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
         semconv.RESOURCE_USAGE,
         lambda: _by("name", {"memory": usage.usage.memory, "cpu": usage.usage.cpu}),
     )
+
+
+def _pools(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
+    def counts() -> Iterable[Observation]:
+        for pool in system.connection_pools:
+            for state, count in (("idle", pool.idle), ("used", pool.used)):
+                yield Observation(
+                    count, {semconv.CONNECTION_POOL: pool.name, semconv.CONNECTION_STATE: state}
+                )
+
+    def limits() -> Iterable[Observation]:
+        return _by(semconv.CONNECTION_POOL, {pool.name: pool.max_size for pool in system.connection_pools})
+
+    def pending() -> Iterable[Observation]:
+        return _by(semconv.CONNECTION_POOL, {pool.name: pool.pending for pool in system.connection_pools})
+
+    yield semconv.CONNECTION_COUNT, counts
+    yield semconv.CONNECTION_MAX, limits
+    yield semconv.CONNECTION_PENDING, pending
 
 
 def _life(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:

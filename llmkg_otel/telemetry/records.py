@@ -12,6 +12,9 @@ from llmkg_otel.errors import RateLimitedError, RejectedError
 from llmkg_otel.events import (
     AlertChanged,
     BreakerTransitioned,
+    ConnectionCreated,
+    ConnectionUsed,
+    ConnectionWaited,
     Event,
     FallbackFailed,
     HealthChanged,
@@ -123,6 +126,23 @@ class Records:
             fallback=event.fallback,
             **{semconv.ERROR_TYPE: event.error_type},
         )
+
+    @write.register
+    def _(self, event: ConnectionCreated) -> None:
+        attributes = {semconv.CONNECTION_POOL: event.pool}
+        self._instruments.connection_create_time.record(event.seconds, attributes)
+
+    @write.register
+    def _(self, event: ConnectionWaited) -> None:
+        attributes = {semconv.CONNECTION_POOL: event.pool}
+        self._instruments.connection_wait_time.record(event.seconds, attributes)
+        if not event.acquired:
+            self._instruments.connection_timeouts.add(1, attributes)
+
+    @write.register
+    def _(self, event: ConnectionUsed) -> None:
+        attributes = {semconv.CONNECTION_POOL: event.pool}
+        self._instruments.connection_use_time.record(event.seconds, attributes)
 
     @write.register
     def _(self, event: HealthChecked) -> None:

@@ -32,6 +32,8 @@ FALLBACK_NAME = "llmkg.fallback.name"
 FALLBACK_REASON = "llmkg.fallback.reason"
 DB_SYSTEM = "db.system.name"
 DB_OPERATION = "db.operation.name"
+CONNECTION_POOL = "db.client.connection.pool.name"
+CONNECTION_STATE = "db.client.connection.state"
 MCP_METHOD = "mcp.method.name"
 TOOL_NAME = "gen_ai.tool.name"
 OTHER = "_OTHER"
@@ -47,6 +49,7 @@ SHEDDING_REASONS = ("none", "queue_full", "waited", "made_room", "limit")
 CRITICALITIES = ("critical", "default", "sheddable")
 RATE_LIMIT_POLICIES = ("global", "operation", "user")
 RESOURCES = ("memory", "cpu")
+CONNECTION_STATES = ("idle", "used")
 HEALTH_STATES = ("pass", "warn", "fail", "unknown")
 PROBES = ("liveness", "readiness", "startup")
 PROBE_STATES = ("ok", "failing")
@@ -264,6 +267,29 @@ DB_OPERATION_DURATION = _duration(
     "Engine operations (database semantic conventions).",
     {DB_SYSTEM: None, DB_OPERATION: None, ERROR_TYPE: None},
 )
+_POOL = {CONNECTION_POOL: None}
+CONNECTION_COUNT = _live(
+    "db.client.connection.count",
+    "{connection}",
+    "Connections of a pool, by whether they are lent (database semantic conventions).",
+    {CONNECTION_POOL: None, CONNECTION_STATE: CONNECTION_STATES},
+)
+CONNECTION_MAX = _live("db.client.connection.max", "{connection}", "Connections a pool may have.", _POOL)
+CONNECTION_PENDING = _live(
+    "db.client.connection.pending_requests", "{request}", "Calls waiting for a connection.", _POOL
+)
+CONNECTION_TIMEOUTS = Instrument(
+    "db.client.connection.timeouts",
+    "Counter",
+    "{timeout}",
+    "Waits for a connection that were in vain.",
+    _POOL,
+)
+CONNECTION_CREATE_TIME = _duration("db.client.connection.create_time", "Making a connection.", _POOL)
+CONNECTION_WAIT_TIME = _duration(
+    "db.client.connection.wait_time", "Waits for a connection, of calls that had to wait.", _POOL
+)
+CONNECTION_USE_TIME = _duration("db.client.connection.use_time", "Times that connections were lent.", _POOL)
 
 INSTRUMENTS: tuple[Instrument, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)
