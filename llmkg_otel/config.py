@@ -199,12 +199,17 @@ class AlertingConfig(Section):
 
 
 class HealthCheckConfig(Section):
-    """How often components are checked, how long a check may take, how many failures make a fail."""
+    """How often components are checked, how long a check may take, how many failures make a fail.
+
+    Each component keeps its last `history_size` checks. Less than `min_free_disk_bytes` under the engine's
+    file is a warning.
+    """
 
     check_interval_seconds: Seconds = 10.0
     check_timeout_seconds: Seconds = 2.0
     failure_threshold: Count = 3
     history_size: Count = 100
+    min_free_disk_bytes: int = Field(default=500_000_000, ge=0)
 
 
 class ShutdownConfig(Section):

@@ -21,6 +21,7 @@ __all__ = [
     "HealthChanged",
     "HealthChecked",
     "LifecycleChanged",
+    "LoopBlocked",
     "Observer",
     "PermitWaited",
     "RetryScheduled",
@@ -96,6 +97,14 @@ class HealthChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopBlocked:
+    """The event loop has not run for `seconds`; `stack` is where its thread stands, as a traceback."""
+
+    seconds: float
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
 class LifecycleChanged:
     """The system moved to another state of its life."""
 
@@ -132,6 +141,7 @@ Event = (
     | FallbackFailed
     | HealthChecked
     | HealthChanged
+    | LoopBlocked
     | LifecycleChanged
     | ShutdownPhaseEnded
     | AlertChanged

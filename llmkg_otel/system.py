@@ -15,8 +15,9 @@ from llmkg_otel.config import OperationConfig, ProductionConfig
 from llmkg_otel.decorate import decorator
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.health.checks import register_own_checks
+from llmkg_otel.health.heartbeat import Heartbeat, Watchdog
 from llmkg_otel.health.monitor import Check, HealthMonitor
-from llmkg_otel.health.probes import Heartbeat, ProbeResult, Probes
+from llmkg_otel.health.probes import ProbeResult, Probes
 from llmkg_otel.health.report import SystemHealthReport, aggregate
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.rates import RateLimits
@@ -27,6 +28,7 @@ from llmkg_otel.recovery.budget import RetryBudget
 from llmkg_otel.shutdown.calls import ActiveCalls
 from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
 from llmkg_otel.status import breaker_status, system_status
+from llmkg_otel.telemetry.exports import ExportWatch
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
 from llmkg_otel.telemetry.setup import set_up_telemetry
@@ -91,8 +93,10 @@ class ProductionSystem:
         self.operations = Operations(config, permits=permits, budget=self.retry_budget, observer=observer)
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)
-        self._heartbeat = Heartbeat()
-        self.probes = Probes(self._heartbeat, lambda: self.lifecycle.state, self.health.components)
+        self.heartbeat = Heartbeat()
+        self._watchdog = Watchdog(self.heartbeat, observer)
+        self.exports = ExportWatch()
+        self.probes = Probes(self.heartbeat, lambda: self.lifecycle.state, self.health.components)
         self._sequence = ShutdownSequence(config.shutdown, observer, self.lifecycle, self.calls, self._flush)
         self.alerts = AlertWatch(
             config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
@@ -115,8 +119,12 @@ class ProductionSystem:
         self.resources.start()
         self._sequence.register("alerts", self.alerts.stop)
         self.alerts.start()
-        self._sequence.register("heartbeat", self._heartbeat.stop)
-        await self._heartbeat.start()
+        self._sequence.register("exports", self.exports.stop)
+        self.exports.start()
+        self._sequence.register("heartbeat", self.heartbeat.stop)
+        await self.heartbeat.start()
+        self._sequence.register("watchdog", self._watchdog.stop)
+        self._watchdog.start()
         self._sequence.register("health", self.health.stop)
         await self.health.start()
         await self.health.run_once()
