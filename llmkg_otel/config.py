@@ -257,6 +257,7 @@ class ServerConfig(Section):
     `jwks_uri` (with `issuer` and `audience`) verifies JSON Web Tokens; `auth_tokens` on the root is
     the simple alternative. `operator_token` opens /status when the operators' port is not on
     loopback. A fallback to a cached answer takes one that is `cached_answer_seconds` old at most.
+    `grpc_health_port`, on `ops_host`, serves grpc.health.v1 (None: off; needs the extra grpc-health).
     """
 
     host: str = "127.0.0.1"
@@ -264,6 +265,7 @@ class ServerConfig(Section):
     path: str = Field(default="/mcp", pattern=r"^/[\w./-]*$")
     ops_host: str = "127.0.0.1"
     ops_port: Port = 9464
+    grpc_health_port: Port | None = None
     jwks_uri: str | None = Field(default=None, pattern=r"^https?://")
     issuer: str | None = None
     audience: str | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 
+from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.server.auth import refuse_open_server
 from llmkg_otel.server.mcp import build_server
 from llmkg_otel.server.ops import OpsServer, listen, url_of
@@ -54,12 +55,25 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
         run = _http(system, stack) if transport == "http" else _stdio(system)
         ops = stack.enter_context(OpsServer(system))
         _log.info("operators' port: %s", ops.url)
+        _serve_grpc_health(system, stack)
         stack.enter_context(shutdown_signals(stop.set, system.force_shutdown))
         async with system:
             serving = asyncio.create_task(run)
             await _first_of(serving, stop)
         await _end(serving)
     return await system.shutdown()
+
+
+def _serve_grpc_health(system: ProductionSystem, stack: contextlib.ExitStack) -> None:
+    if system.config.server.grpc_health_port is None:
+        return
+    try:
+        from llmkg_otel.server.grpc_health import GrpcHealthServer  # noqa: PLC0415 - needs an extra
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"server.grpc_health_port needs {error.name}: pip install 'llmkg-otel[grpc-health]'"
+        ) from None
+    _log.info("gRPC health: %s", stack.enter_context(GrpcHealthServer(system)).address)
 
 
 async def _stdio(system: ProductionSystem) -> None:

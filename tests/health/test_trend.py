@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from llmkg_otel.health.status import HealthStatus, Observation, Trend
 from llmkg_otel.health.trend import mann_kendall, trend_of
 from llmkg_otel.telemetry import semconv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PASS, WARN, FAIL, UNKNOWN = (
     HealthStatus.HEALTHY,
