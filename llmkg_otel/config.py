@@ -230,12 +230,17 @@ class AlertingConfig(Section):
 
 
 class HealthCheckConfig(Section):
-    """How often components are checked, how long a check may take, how many failures make a fail."""
+    """How often components are checked, how long a check may take, how many failures make a fail.
+
+    Each component keeps its last `history_size` checks. Less than `min_free_disk_bytes` under the engine's
+    file is a warning.
+    """
 
     check_interval_seconds: Seconds = 10.0
     check_timeout_seconds: Seconds = 2.0
     failure_threshold: Count = 3
     history_size: Count = 100
+    min_free_disk_bytes: int = Field(default=500_000_000, ge=0)
 
 
 class ShutdownConfig(Section):
@@ -288,6 +293,7 @@ class ServerConfig(Section):
     beside `auth_tokens` the operators' MCP tools when `host` is not; a JSON Web Token does that by the
     scope `llmkg:operator`. A fallback to a cached answer takes one that is `cached_answer_seconds` old at
     most.
+    `grpc_health_port`, on `ops_host`, serves grpc.health.v1 (None: off; needs the extra grpc-health).
     """
 
     host: str = "127.0.0.1"
@@ -295,6 +301,7 @@ class ServerConfig(Section):
     path: str = Field(default="/mcp", pattern=r"^/[\w./-]*$")
     ops_host: str = "127.0.0.1"
     ops_port: Port = 9464
+    grpc_health_port: Port | None = None
     jwks_uri: str | None = Field(default=None, pattern=r"^https?://")
     issuer: str | None = None
     audience: str | None = None

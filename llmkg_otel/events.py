@@ -24,6 +24,7 @@ __all__ = [
     "HealthChanged",
     "HealthChecked",
     "LifecycleChanged",
+    "LoopBlocked",
     "Observer",
     "PermitWaited",
     "RetryScheduled",
@@ -133,6 +134,14 @@ class HealthChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopBlocked:
+    """The event loop has not run for `seconds`; `stack` is where its thread stands, as a traceback."""
+
+    seconds: float
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
 class LifecycleChanged:
     """The system moved to another state of its life."""
 
@@ -173,6 +182,7 @@ Event = (
     | FallbackFailed
     | HealthChecked
     | HealthChanged
+    | LoopBlocked
     | LifecycleChanged
     | ShutdownPhaseEnded
     | AlertChanged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import time
 from importlib.metadata import version
@@ -15,27 +16,21 @@ from llmkg_otel.config import OperationConfig, ProductionConfig
 from llmkg_otel.decorate import decorator
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.health.checks import register_own_checks
+from llmkg_otel.health.heartbeat import Heartbeat, Watchdog
 from llmkg_otel.health.monitor import Check, HealthMonitor
-from llmkg_otel.health.probes import Heartbeat, ProbeResult, Probes
+from llmkg_otel.health.probes import ProbeResult, Probes
 from llmkg_otel.health.report import SystemHealthReport, aggregate
-from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.pool import ConnectionPool
-from llmkg_otel.limiting.rates import RateLimits
-from llmkg_otel.limiting.resources import Resources
-from llmkg_otel.limiting.shedding import LoadShedding
-from llmkg_otel.operation import Operations
-from llmkg_otel.pipeline import Pipeline
-from llmkg_otel.recovery.budget import RetryBudget
-from llmkg_otel.recovery.shared import SharedCircuits
-from llmkg_otel.shutdown.calls import ActiveCalls
+from llmkg_otel.policies import Policies
 from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
 from llmkg_otel.status import breaker_status, system_status
+from llmkg_otel.telemetry.exports import ExportWatch
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
@@ -79,47 +74,19 @@ class ProductionSystem:
         self.telemetry = set_up_telemetry(tracer_provider, meter_provider)
         meter = self.telemetry.meter()
         self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
-        self.calls = ActiveCalls()
-        self.retry_budget = RetryBudget(lambda: len(self.calls))
-        self.rate_limits = RateLimits(config.rate_limiting)
-        self.resources = Resources(config.resources)
-        limits = config.resources
-        shedding = config.load_shedding
-        self.load_shedding = (
-            None
-            if shedding.mode == "off"
-            else LoadShedding(shedding, limits.max_concurrent_operations, observer)
-        )
-        permits = PermitPool(
-            "operations",
-            limits.max_concurrent_operations,
-            limits.max_queued_operations,
-            observer,
-            shedding=self.load_shedding,
-        )
-        self._pipeline = Pipeline(
-            calls=self.calls,
-            rates=self.rate_limits,
-            resources=self.resources,
-            permits=permits,
-            shedding=self.load_shedding,
-            max_wait=limits.max_queue_wait_seconds,
-            observer=observer,
-        )
-        sharing = config.circuit_sharing
-        self.shared_circuits = SharedCircuits(sharing) if sharing.storage_uri is not None else None
-        self.operations = Operations(
-            config,
-            permits=permits,
-            budget=self.retry_budget,
-            observer=observer,
-            share=None if self.shared_circuits is None else self.shared_circuits.join,
-        )
+        policies = Policies(config, observer)
+        self._pipeline = policies.pipeline
+        self.calls, self.operations = policies.calls, policies.operations
+        self.rate_limits, self.resources = policies.rate_limits, policies.resources
+        self.load_shedding, self.retry_budget = policies.load_shedding, policies.retry_budget
+        self.shared_circuits = policies.shared_circuits
         self.connection_pools: tuple[ConnectionPool[Any], ...] = ()
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)
-        self._heartbeat = Heartbeat()
-        self.probes = Probes(self._heartbeat, lambda: self.lifecycle.state, self.health.components)
+        self.heartbeat = Heartbeat()
+        self._watchdog = Watchdog(self.heartbeat, observer)
+        self.exports = ExportWatch()
+        self.probes = Probes(self.heartbeat, lambda: self.lifecycle.state, self.health.components)
         self._sequence = ShutdownSequence(config.shutdown, observer, self.lifecycle, self.calls, self._flush)
         self.alerts = AlertWatch(
             config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
@@ -137,21 +104,25 @@ class ProductionSystem:
         """
         if self.lifecycle.state != "starting":
             raise ConfigurationError(f"this system is {self.lifecycle.state}: it can be started only once")
-        # Each one's end is registered before it begins: a start that fails half-way is cleaned up too.
-        self._sequence.register("resources", self.resources.stop)
-        self.resources.start()
-        self._sequence.register("alerts", self.alerts.stop)
-        self.alerts.start()
-        if self.shared_circuits is not None:
-            self._sequence.register("circuit_sharing", self.shared_circuits.stop)
-            await run_in_daemon_thread(self.shared_circuits.start, "llmkg-circuits-start")
-        self._sequence.register("heartbeat", self._heartbeat.stop)
-        await self._heartbeat.start()
-        self._sequence.register("health", self.health.stop)
-        await self.health.start()
+        for name, begin, end in self._parts():
+            self._sequence.register(name, end)  # before it begins: a start that fails half-way is cleaned up
+            if inspect.isawaitable(beginning := begin()):
+                await beginning
         await self.health.run_once()
         if self.lifecycle.state == "starting":  # else a shutdown has begun meanwhile
             self.lifecycle.advance("serving")
+
+    def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
+        """Give what runs in the background, in the order of its start: name, begin, end."""
+        yield "resources", self.resources.start, self.resources.stop
+        yield "alerts", self.alerts.start, self.alerts.stop
+        if (shared := self.shared_circuits) is not None:
+            begin = functools.partial(run_in_daemon_thread, shared.start, "llmkg-circuits-start")
+            yield "circuit_sharing", begin, shared.stop
+        yield "exports", self.exports.start, self.exports.stop
+        yield "heartbeat", self.heartbeat.start, self.heartbeat.stop
+        yield "watchdog", self._watchdog.start, self._watchdog.stop
+        yield "health", self.health.start, self.health.stop
 
     async def shutdown(self) -> ShutdownReport:
         """Shut down gracefully: lame duck, drain, clean up, flush. Calling it again gives the same report."""

@@ -272,7 +272,10 @@ async def test_the_health_report_has_every_component_and_is_json(system: Product
         report = await system.get_health_report()
     assert (report.status, report.lifecycle, report.version) == ("warn", "serving", version("llmkg-otel"))
     names = [component.name for component in report.components]
-    assert names == ["engine", "resources", "circuit_breakers", "alert_rules", "disk"]
+    assert names == [
+        *("engine", "resources", "event_loop", "circuit_breakers", "telemetry", "alert_rules"),
+        "disk",
+    ]
     body = json.loads(json.dumps(report.to_health_json(), allow_nan=False))
     assert body["checks"]["disk"][0]["output"] == "90 % full"
     assert system.read_health_report().lifecycle == "stopped"
@@ -320,9 +323,10 @@ async def test_a_shutdown_that_overtakes_the_start_wins(system: ProductionSystem
     assert system.lifecycle.state == "stopped"
 
 
-async def no_thread_is_left(before: set[threading.Thread]) -> None:
+def assert_all_end(before: set[threading.Thread]) -> None:
+    """Hold every thread but those to ending by itself: it may have been left at work, not for ever."""
     for thread in set(threading.enumerate()) - before:
-        await asyncio.to_thread(thread.join, 5)
+        thread.join(5)
         assert not thread.is_alive(), thread
 
 
@@ -333,13 +337,13 @@ async def test_a_start_that_fails_half_way_is_cleaned_up(make_system: MakeSystem
     async def fails() -> None:
         raise OSError("no heartbeat today")
 
-    system._heartbeat.start = fails  # type: ignore[method-assign]
+    system.heartbeat.start = fails  # type: ignore[method-assign]
     before = set(threading.enumerate())
     with pytest.raises(OSError, match="no heartbeat"):
         async with system:
             pass
     assert (system.closed, engine.closed) == (True, 1)
-    await no_thread_is_left(before)
+    assert_all_end(before)
 
 
 async def test_a_start_that_is_cancelled_is_cleaned_up(make_system: MakeSystem) -> None:
@@ -364,4 +368,4 @@ async def test_a_start_that_is_cancelled_is_cleaned_up(make_system: MakeSystem) 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (system.closed, engine.closed) == (True, 1)
-    await no_thread_is_left(before)
+    assert_all_end(before)

@@ -87,6 +87,11 @@ class EmbeddedKnowledgeEngine:
         return "sqlite"
 
     @property
+    def path(self) -> Path:
+        """The file, as an absolute path."""
+        return self._path
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What this engine can do; vector and hybrid only with an embedder."""
         return frozenset({"text", "backup", "interrupt"} | ({"vector", "hybrid"} if self._vectors else set()))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.errors import ConfigurationError, error_type
 from llmkg_otel.events import HealthChanged, HealthChecked, Observer
-from llmkg_otel.health.status import CheckResult, ComponentHealth, HealthStatus, Observation, trend_of
+from llmkg_otel.health.status import CheckResult, ComponentHealth, HealthStatus, Observation
+from llmkg_otel.health.trend import trend_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -28,6 +29,8 @@ Check = Callable[[], Answer | Awaitable[Answer]]
 
 JITTER = 0.1
 MESSAGE_LENGTH = 200
+LONGEST = 1e9
+"""Seconds that a loop can wait for, as for the options."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,15 +108,12 @@ class HealthMonitor:
 
         `interval` and `timeout` are seconds, None takes the configuration's. A failing `essential`
         component makes the system fail and not ready; another one only makes it warn.
-        Raises ConfigurationError for a name in use, or a number that is not above 0.
+        Raises ConfigurationError for a name that is empty or in use, a check that cannot be called, or a
+        number that is not above 0.
         """
         interval = self._config.check_interval_seconds if interval is None else interval
         timeout = self._config.check_timeout_seconds if timeout is None else timeout
-        if not (interval > 0 and timeout > 0):
-            raise ConfigurationError(
-                f"health check {name!r}: interval = {interval!r} and timeout = {timeout!r}"
-                " must be seconds above 0"
-            )
+        _refuse_bad(name, check, interval=interval, timeout=timeout)
         component = _Component(check, interval, timeout, (ComponentHealth(name, essential), 0.0))
         with self._lock:
             if name in self._components:
@@ -243,3 +243,14 @@ class HealthMonitor:
         component.found = replace(after, trend=trend_of(component.history)), self._clock()
         if after.status is not before.status:
             self._observer.on_event(HealthChanged(name, before.status, after.status, after.message))
+
+
+def _refuse_bad(name: Any, check: Any, **seconds: Any) -> None:
+    told = f"health check {name!r}: "
+    if not (isinstance(name, str) and name):
+        raise ConfigurationError(told + "the name should be text that is not empty")
+    if not callable(check):
+        raise ConfigurationError(f"{told}{check!r} should be a function")
+    for option, value in seconds.items():
+        if not (isinstance(value, int | float) and 0 < value <= LONGEST):
+            raise ConfigurationError(f"{told}{option} = {value!r}: should be seconds above 0, at most 1e9")

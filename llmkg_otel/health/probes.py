@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmkg_otel.health.status import ComponentHealth, HealthStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Heartbeat", "ProbeResult", "Probes"]
+    from llmkg_otel.health.heartbeat import Heartbeat
 
-BEAT_SECONDS = 0.5
-MAX_AGE_SECONDS = 5.0
-
-
-class Heartbeat:
-    """Stamps the time every half second on the loop it was started on.
-
-    A loop that is blocked stops stamping, which any thread can see. Before `start` and after `stop`
-    there is no loop to watch, and it counts as alive.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
-        self._clock = clock
-        self._sleep = sleep
-        self._last: float | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begin to beat on the running loop; does nothing when it already does."""
-        if self._task is None:
-            self._last = self._clock()
-            self._task = asyncio.create_task(self._beat())
-
-    async def stop(self) -> None:
-        """Stop beating."""
-        task, self._task, self._last = self._task, None, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-
-    @property
-    def age(self) -> float:
-        """Seconds since the last beat; 0 when nothing is watched."""
-        last = self._last
-        return 0.0 if last is None else self._clock() - last
-
-    def alive(self, max_age: float = MAX_AGE_SECONDS) -> bool:
-        """Say whether the last beat is at most `max_age` seconds old. Any thread."""
-        return self.age <= max_age
-
-    async def _beat(self) -> None:
-        while True:
-            await self._sleep(BEAT_SECONDS)
-            self._last = self._clock()
+__all__ = ["ProbeResult", "Probes"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import pairwise
-from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-__all__ = ["CheckResult", "ComponentHealth", "HealthStatus", "Observation", "Trend", "trend_of"]
+__all__ = ["CheckResult", "ComponentHealth", "HealthStatus", "Observation", "Trend"]
 
 
 class HealthStatus(StrEnum):
@@ -24,12 +22,13 @@ class HealthStatus(StrEnum):
 
 
 class Trend(StrEnum):
-    """Where a component's health is going; see `trend_of`."""
+    """Where a component's health is going; `health.trend.trend_of` says how that is found."""
 
     IMPROVING = "improving"
     STABLE = "stable"
     DEGRADING = "degrading"
     FLAPPING = "flapping"
+    UNKNOWN = "unknown"
 
 
 SEVERITY = {
@@ -41,14 +40,6 @@ SEVERITY = {
 STALE_WARN_INTERVALS = 3
 STALE_FAIL_INTERVALS = 6
 """Ages of a result, in check intervals, beyond which it reads as warn and as fail."""
-
-TREND_WINDOW = 20
-TREND_MIN = 4
-FLAP_CHANGES = 3
-FLAP_RATIO = 0.3
-SEVERITY_STEP = 0.25
-LATENCY_RATIO = 1.5
-LATENCY_FLOOR = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +87,7 @@ class ComponentHealth:
     age: float | None = None
     duration: float | None = None
     consecutive_failures: int = 0
-    trend: Trend = Trend.STABLE
+    trend: Trend = Trend.UNKNOWN
     data: Mapping[str, float | str] = field(default_factory=dict)
 
     def after(self, result: CheckResult, observation: Observation, threshold: int) -> ComponentHealth:
@@ -132,50 +123,3 @@ class ComponentHealth:
             return replace(self, age=age)
         words = [f"stale, last checked {age:.0f} s ago", self.message]
         return replace(self, age=age, status=stale, message="; ".join(filter(None, words)))
-
-
-def trend_of(history: Sequence[Observation]) -> Trend:
-    """Return the trend of a component's checks, oldest first.
-
-    Looks at the last 20, without those that found "unknown"; fewer than 4 are stable. In this order:
-    flapping, if the status changed at least 3 times and in 30 % or more of the steps; degrading or
-    improving, if mean severity (pass 0, warn 0.5, fail 1) of the newer half is 0.25 or more above or
-    below that of the older half (an odd one in the middle is in neither); the same, if the median
-    duration of checks that did not fail differs 1.5-fold and by 1 ms or more; else stable.
-    A history read backwards gives the opposite trend.
-
-    Source: flapping as the share of state changes among recent checks is Nagios's method; the thresholds
-    are judgement, not measurement.
-    """
-    recent = [seen for seen in history[-TREND_WINDOW:] if seen.status is not HealthStatus.UNKNOWN]
-    if len(recent) < TREND_MIN:
-        return Trend.STABLE
-    changes = sum(a.status is not b.status for a, b in pairwise(recent))
-    if changes >= FLAP_CHANGES and changes >= FLAP_RATIO * (len(recent) - 1):
-        return Trend.FLAPPING
-    half = len(recent) // 2
-    older, newer = recent[:half], recent[-half:]
-    step = _severity(newer) - _severity(older)
-    if abs(step) < SEVERITY_STEP:
-        step = _latency_step(older, newer)
-    if step == 0:
-        return Trend.STABLE
-    return Trend.DEGRADING if step > 0 else Trend.IMPROVING
-
-
-def _severity(part: Sequence[Observation]) -> float:
-    return fmean(SEVERITY[seen.status] for seen in part)
-
-
-def _latency_step(older: Sequence[Observation], newer: Sequence[Observation]) -> float:
-    """Return how many seconds slower the newer half is, or 0 if that is too little to matter."""
-    before, after = (
-        [seen.duration for seen in part if seen.status is not HealthStatus.CRITICAL]
-        for part in (older, newer)
-    )
-    if not before or not after:
-        return 0.0
-    low, high = sorted((median(before), median(after)))
-    if high - low < LATENCY_FLOOR or high < LATENCY_RATIO * low:
-        return 0.0
-    return median(after) - median(before)

@@ -133,6 +133,10 @@ def _life(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
             attributes = {"component": component.name}
             yield from _states(component.status.value, semconv.HEALTH_STATES, attributes)
 
+    def trends() -> Iterable[Observation]:
+        for component in system.health.components():
+            yield from _states(component.trend.value, semconv.TRENDS, {"component": component.name})
+
     def ages() -> Iterable[Observation]:
         ages = {c.name: c.age for c in system.health.components() if c.age is not None}
         return _by("component", ages)
@@ -146,6 +150,7 @@ def _life(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
             yield from _states(state, semconv.ALERT_STATES, {"alert": alert, "severity": severity})
 
     yield semconv.HEALTH_STATUS, health
+    yield semconv.HEALTH_TREND, trends
     yield semconv.HEALTH_CHECK_AGE, ages
     yield semconv.PROBE_STATUS, probes
     yield semconv.LIFECYCLE_STATUS, lambda: _states(system.lifecycle.state, semconv.LIFECYCLE_STATES, {})

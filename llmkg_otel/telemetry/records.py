@@ -20,6 +20,7 @@ from llmkg_otel.events import (
     HealthChanged,
     HealthChecked,
     LifecycleChanged,
+    LoopBlocked,
     PermitWaited,
     RetryScheduled,
     SheddingLimitChanged,
@@ -162,6 +163,16 @@ class Records:
             state=event.status,
             previous_state=event.previous,
             detail=event.message or None,
+        )
+
+    @write.register
+    def _(self, event: LoopBlocked) -> None:
+        _emit(
+            logging.ERROR,
+            semconv.LOOP_BLOCKED,
+            f"the event loop has been blocked for {event.seconds:.1f} s",
+            seconds=event.seconds,
+            stack=event.stack,
         )
 
     @write.register

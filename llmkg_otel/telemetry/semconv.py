@@ -51,6 +51,7 @@ RATE_LIMIT_POLICIES = ("global", "operation", "user")
 RESOURCES = ("memory", "cpu")
 CONNECTION_STATES = ("idle", "used")
 HEALTH_STATES = ("pass", "warn", "fail", "unknown")
+TRENDS = ("improving", "stable", "degrading", "flapping", "unknown")
 PROBES = ("liveness", "readiness", "startup")
 PROBE_STATES = ("ok", "failing")
 LIFECYCLE_STATES = (
@@ -73,6 +74,7 @@ TIME_LIMIT_IGNORED = "llmkg.operation.time_limit_ignored"
 FALLBACK_FAILED = "llmkg.fallback.failed"
 RATE_LIMIT_REJECTED = "llmkg.rate_limit.rejected"
 HEALTH_STATE_CHANGED = "llmkg.health.state_changed"
+LOOP_BLOCKED = "llmkg.event_loop.blocked"
 SHUTDOWN_STARTED = "llmkg.shutdown.started"
 SHUTDOWN_COMPLETED = "llmkg.shutdown.completed"
 ALERT_FIRED = "llmkg.alert.fired"
@@ -217,6 +219,11 @@ HEALTH_STATUS = _state(
     "llmkg.health.status",
     "1 for the status the component has, 0 for the others.",
     {"component": None, "state": HEALTH_STATES},
+)
+HEALTH_TREND = _state(
+    "llmkg.health.trend",
+    "1 for where the component's health is going, by its last 20 checks, 0 for the others.",
+    {"component": None, "state": TRENDS},
 )
 HEALTH_CHECK_DURATION = _duration(
     "llmkg.health.check.duration", "Health checks.", {"component": None, ERROR_TYPE: None}

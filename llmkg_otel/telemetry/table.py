@@ -141,6 +141,12 @@ EVENTS = (
         ("component", "state", "previous_state", "detail"),
         "A component's status changed; `detail` is its check's own words.",
     ),
+    Entry(
+        semconv.LOOP_BLOCKED,
+        "ERROR",
+        ("seconds", "stack"),
+        "The event loop has not run for 5 s; `stack` is where its thread stands. Once for each time.",
+    ),
     Entry(semconv.SHUTDOWN_STARTED, "INFO", ("state",), "A graceful shutdown began."),
     Entry(
         semconv.SHUTDOWN_COMPLETED,

@@ -57,6 +57,10 @@ FIRING = {
     ],
     "LlmkgHealthFail": [('llmkg_health_status{component="engine",state="fail"}', "0 1x30")],
     "LlmkgHealthWarn": [('llmkg_health_status{component="engine",state="warn"}', "0 1x30")],
+    "LlmkgHealthDegrading": [
+        ('llmkg_health_trend{component="engine",state="degrading"}', "0 1x8 0x20"),
+        ('llmkg_health_trend{component="engine",state="flapping"}', "0 0x8 1x20"),
+    ],
     "LlmkgAlertEvaluationFailing": [
         ('llmkg_alert_status{alert="LlmkgMemoryHigh",severity="warning",state="unknown"}', "0 1x30"),
     ],
@@ -115,6 +119,10 @@ QUIET = {
     ],
     "LlmkgHealthFail": [[('llmkg_health_status{component="engine",state="fail"}', "0x10 1 0x20")]],
     "LlmkgHealthWarn": [[('llmkg_health_status{component="engine",state="warn"}', "1x8 0 1x8 0 1x8")]],
+    "LlmkgHealthDegrading": [
+        [('llmkg_health_trend{component="engine",state="improving"}', "1x30")],
+        [('llmkg_health_trend{component="engine",state="degrading"}', "0 1 0 1 0x30")],
+    ],
     "LlmkgAlertEvaluationFailing": [
         [('llmkg_alert_status{alert="A",severity="warning",state="unknown"}', "0x20 1x3")],
         [('llmkg_alert_status{alert="A",severity="warning",state="firing"}', "1x30")],

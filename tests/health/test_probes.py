@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import asyncio
-import threading
-
 import pytest
 
-from llmkg_otel.health.probes import Heartbeat, Probes
+from llmkg_otel.health.heartbeat import Heartbeat
+from llmkg_otel.health.probes import Probes
 from llmkg_otel.health.status import ComponentHealth, HealthStatus
 from llmkg_otel.telemetry import semconv
 
@@ -15,28 +13,6 @@ PASS, WARN, FAIL, UNKNOWN = (
     HealthStatus.CRITICAL,
     HealthStatus.UNKNOWN,
 )
-
-
-class Loop:
-    """The heartbeat's clock and sleep: it beats when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.slept: list[float] = []
-        self.turn = asyncio.Event()
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        await self.turn.wait()
-        self.turn.clear()
-
-    async def beat(self) -> None:
-        self.turn.set()
-        for _ in range(3):
-            await asyncio.sleep(0)
 
 
 class World:
@@ -54,46 +30,6 @@ def component(
     return ComponentHealth(
         "engine", essential=essential, status=status, message=message, consecutive_failures=failures
     )
-
-
-async def test_the_heart_beats_each_half_second_until_it_is_stopped() -> None:
-    loop = Loop()
-    heartbeat = Heartbeat(loop.clock, loop.sleep)
-    await heartbeat.start()
-    await loop.beat()
-    loop.now += 4
-    assert heartbeat.age == 4
-    await loop.beat()
-    assert heartbeat.age == 0
-    assert set(loop.slept) == {0.5}
-    await heartbeat.stop()
-    loop.now += 60
-    assert heartbeat.alive()
-
-
-async def test_a_blocked_loop_is_seen_from_another_thread() -> None:
-    loop = Loop()
-    heartbeat = Heartbeat(loop.clock, loop.sleep)
-    probes = Probes(heartbeat, lambda: "serving", tuple)
-    await heartbeat.start()
-    loop.now += 5.1  # no beat: the loop does not get to it
-    answers = []
-    reader = threading.Thread(target=lambda: answers.append(probes.liveness()))
-    reader.start()
-    reader.join()
-    assert answers[0].reasons == ("the event loop has been blocked for 5.1 s",)
-    assert heartbeat.alive(max_age=6)
-    await heartbeat.stop()
-
-
-async def test_starting_the_heart_twice_starts_one() -> None:
-    loop = Loop()
-    heartbeat = Heartbeat(loop.clock, loop.sleep)
-    await heartbeat.start()
-    await heartbeat.start()
-    await loop.beat()
-    assert len(loop.slept) == 2
-    await heartbeat.stop()
 
 
 def test_liveness_is_ok_before_the_start_and_whatever_the_components_say() -> None:

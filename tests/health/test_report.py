@@ -105,7 +105,7 @@ def test_unknown_reads_as_warn_with_the_reason_since_the_format_has_no_such_stat
             "status": "warn",
             "componentType": "component",
             "essential": True,
-            "trend": "stable",
+            "trend": "unknown",
             "output": "not checked yet",
         }
     ]

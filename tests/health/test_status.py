@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkg_otel.health.status import CheckResult, ComponentHealth, HealthStatus, Observation, Trend, trend_of
+from llmkg_otel.health.status import CheckResult, ComponentHealth, HealthStatus, Observation
 
 PASS, WARN, FAIL, UNKNOWN = (
     HealthStatus.HEALTHY,
@@ -12,21 +12,6 @@ PASS, WARN, FAIL, UNKNOWN = (
     HealthStatus.CRITICAL,
     HealthStatus.UNKNOWN,
 )
-OPPOSITE = {Trend.IMPROVING: Trend.DEGRADING, Trend.DEGRADING: Trend.IMPROVING}
-
-observations = st.lists(
-    st.builds(
-        Observation,
-        time=st.just(0.0),
-        status=st.sampled_from(HealthStatus),
-        duration=st.floats(0, 10, allow_nan=False),
-    ),
-    max_size=20,
-)
-
-
-def seen(*statuses: HealthStatus, duration: float = 0.01) -> list[Observation]:
-    return [Observation(0.0, status, duration) for status in statuses]
 
 
 def checked(*statuses: HealthStatus, threshold: int = 3) -> ComponentHealth:
@@ -81,46 +66,3 @@ def test_a_result_older_than_three_intervals_warns_and_older_than_six_fails(
 
 def test_age_never_makes_a_failed_component_look_better() -> None:
     assert checked(FAIL, FAIL, FAIL).aged(31, interval=10).status is FAIL
-
-
-def test_fewer_than_four_checks_have_no_trend() -> None:
-    assert trend_of(seen(PASS, FAIL, FAIL)) is Trend.STABLE
-
-
-def test_failures_that_become_more_are_degrading_and_fewer_are_improving() -> None:
-    assert trend_of(seen(PASS, PASS, PASS, FAIL, FAIL)) is Trend.DEGRADING
-    assert trend_of(seen(FAIL, FAIL, PASS, PASS, PASS)) is Trend.IMPROVING
-
-
-def test_checks_that_become_half_as_slow_again_are_degrading_before_any_fails() -> None:
-    assert trend_of(seen(*[PASS] * 5) + seen(*[PASS] * 5, duration=0.015)) is Trend.DEGRADING
-    assert trend_of(seen(*[PASS] * 5) + seen(*[PASS] * 5, duration=0.014)) is Trend.STABLE
-
-
-def test_less_than_a_millisecond_is_no_trend_however_large_the_ratio() -> None:
-    assert trend_of(seen(*[PASS] * 5, duration=1e-5) + seen(*[PASS] * 5, duration=9e-4)) is Trend.STABLE
-
-
-def test_a_status_that_keeps_changing_is_flapping() -> None:
-    assert trend_of(seen(*[PASS, FAIL] * 4)) is Trend.FLAPPING
-
-
-def test_what_lies_more_than_twenty_checks_back_is_forgotten() -> None:
-    assert trend_of(seen(*[PASS, FAIL] * 10, *[PASS] * 20)) is Trend.STABLE
-
-
-@given(observations)
-def test_a_history_read_backwards_has_the_opposite_trend(history: list[Observation]) -> None:
-    trend = trend_of(history)
-    assert trend_of(history[::-1]) is OPPOSITE.get(trend, trend)
-
-
-@given(observations, st.integers(0, 20))
-def test_a_check_that_did_not_know_does_not_bear_on_the_trend(history: list[Observation], at: int) -> None:
-    known = [each for each in history if each.status is not UNKNOWN][:19]
-    assert trend_of([*known[:at], *seen(UNKNOWN), *known[at:]]) is trend_of(known)
-
-
-@given(st.sampled_from(HealthStatus), st.floats(0, 10), st.integers(0, 50))
-def test_a_history_of_equal_checks_is_stable(status: HealthStatus, duration: float, length: int) -> None:
-    assert trend_of(seen(*[status] * length, duration=duration)) is Trend.STABLE

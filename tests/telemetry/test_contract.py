@@ -130,6 +130,7 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
     system.load_shedding._told = 100  # so that its limit has moved
     await fall_back(system, fails)
     overrun(system)
+    block_the_loop(system)
     turn = threading.Event()
     first = asyncio.create_task(call("narrow", turn.wait))
     await asyncio.sleep(0)
@@ -160,6 +161,13 @@ async def fall_back(system: ProductionSystem, fails: Callable[[], Any]) -> None:
 def overrun(system: ProductionSystem) -> None:
     """Let a sync operation return after its time."""
     system.execute_protected_operation_sync("overdue", lambda: time.sleep(0.002))
+
+
+def block_the_loop(system: ProductionSystem) -> None:
+    """Let the watchdog see a heart that has not beaten for a minute."""
+    assert system.heartbeat._last is not None
+    system.heartbeat._last -= 60
+    system._watchdog.look()
 
 
 def break_telemetry_once(telemetry: CapturedTelemetry) -> None:
@@ -248,7 +256,7 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     assert seen["llmkg.operation.name"] == OPERATIONS
     assert seen["name"] == OPERATIONS | set(semconv.RESOURCES)
     assert seen["pool"] == {"operations", "narrow"}
-    own = {"resources", "circuit_breakers", "circuit_sharing", "alert_rules"}
+    own = {"resources", "event_loop", "circuit_breakers", "circuit_sharing", "telemetry", "alert_rules"}
     assert seen["component"] == {"engine"} | own
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
@@ -266,8 +274,8 @@ def test_durations_have_the_contracts_buckets(exported: Exported) -> None:
 
 
 def test_a_status_metric_has_one_point_per_state_and_one_of_them_is_1(exported: Exported) -> None:
-    status = [metric for metric in exported.metrics if metric.name.endswith(".status")]
-    assert len({metric.name for metric in status}) == 6
+    status = [metric for metric in exported.metrics if metric.name.endswith((".status", ".trend"))]
+    assert len({metric.name for metric in status}) == 7
     for metric in status:
         groups: dict[object, dict[object, object]] = {}
         for point, attributes in points(metric):
