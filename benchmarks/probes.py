@@ -2,7 +2,9 @@
 
 A child process has the real engine and the real ports. Told to, it saturates both: 64 tasks store and search
 through the protected call, and code that never awaits keeps the loop for 0.1 s at a time. Probes come from
-here on new connections, as an orchestrator's do, idle and saturated slices in turn.
+here on new connections, as an orchestrator's do; slices without load, with it, and with it under Python's own
+switch interval take turns. The floor is a process that does nothing but answer: what it loses under load is
+the machine's doing, the rest is ours.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import closing, contextmanager
 from functools import partial
@@ -31,6 +32,7 @@ from llmkg_otel.engine.protocol import Fact
 from llmkg_otel.health.monitor import HealthMonitor
 from llmkg_otel.server.grpc_health import GrpcHealthServer
 from llmkg_otel.server.ops import OpsServer
+from llmkg_otel.server.serve import SWITCH_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +41,19 @@ PATHS = ("/livez", "/readyz", "/startupz", "/healthz")
 TASKS = 64
 BLOCK_SECONDS = 0.1
 GRPC = "gRPC Check"
+FLOOR = "floor: a bare process"
+STATES = {"idle": SWITCH_SECONDS, "busy": SWITCH_SECONDS, "busy, 5 ms": 0.005}
+"""Each state's switch interval."""
+BARE = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+while True:
+    connection, _ = listener.accept()
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\nconnection: close\\r\\n\\r\\nok")
+    connection.close()
+"""
 NO_LIMITS = {
     "rate_limiting": {"enabled": False},
     "resources": {"max_memory_bytes": 10**12, "max_cpu_percent": 100},
@@ -47,9 +62,8 @@ NO_LIMITS = {
 }
 
 
-async def serve(switch: float) -> None:
-    """Be the child: print the addresses, then do as each line of stdin says until it ends."""
-    sys.setswitchinterval(switch)
+async def serve() -> None:
+    """Be the child: print the addresses, then be in the state that each line of stdin names until it ends."""
     with tempfile.TemporaryDirectory() as directory:
         system = ProductionSystem(
             EmbeddedKnowledgeEngine(Path(directory) / "k.db"), ProductionConfig(**NO_LIMITS)
@@ -65,8 +79,9 @@ async def take_orders(system: ProductionSystem) -> None:
     load = [asyncio.create_task(saturate(system, busy, number)) for number in range(TASKS)]
     load.append(asyncio.create_task(block(busy)))
     while order := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        (busy.set if order == "busy" else busy.clear)()
-        print(order, len(system.calls), flush=True)
+        sys.setswitchinterval(STATES[order])
+        (busy.clear if order == "idle" else busy.set)()
+        print(order, flush=True)
     for task in load:
         task.cancel()
     await asyncio.wait(load)
@@ -92,15 +107,18 @@ async def block(busy: asyncio.Event) -> None:
 
 
 @contextmanager
-def child(switch: float) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    command = [sys.executable, __file__, "--serve", "--switch", str(switch)]
+def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     silent = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | silent
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | silent,
     ) as process:
-        http_address, grpc_address = pipe(process.stdout).readline().split()
-        yield process, http_address, grpc_address
+        yield process
         pipe(process.stdin).close()
+        process.terminate()
 
 
 def pipe(stream: IO[str] | None) -> IO[str]:
@@ -122,15 +140,18 @@ def ask_grpc(address: str) -> Callable[[], None]:
     return lambda: stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
 
 
-def measure(switch: float, slices: int, probes: int) -> dict[str, dict[str, list[float]]]:
-    """Return seconds of every probe, by what was asked and by "idle" or "busy"."""
-    with child(switch) as (process, http_address, grpc_address):
-        asked = {path: ask_http(http_address, path) for path in PATHS} | {GRPC: ask_grpc(grpc_address)}
-        taken: dict[str, dict[str, list[float]]] = {name: {"idle": [], "busy": []} for name in asked}
-        for state in ("idle", "busy") * slices:
-            pipe(process.stdin).write(state + "\n")
-            pipe(process.stdin).flush()
-            pipe(process.stdout).readline()
+def measure(slices: int, probes: int) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds of every probe, by what was asked and by the child's state."""
+    with child("-c", BARE) as bare, child(__file__, "--serve") as served:
+        floor = pipe(bare.stdout).readline().strip()
+        http_address, grpc_address = pipe(served.stdout).readline().split()
+        asked = {FLOOR: ask_http(floor, "/")}
+        asked |= {path: ask_http(http_address, path) for path in PATHS} | {GRPC: ask_grpc(grpc_address)}
+        taken: dict[str, dict[str, list[float]]] = {name: {state: [] for state in STATES} for name in asked}
+        for state in [*STATES] * slices:
+            pipe(served.stdin).write(state + "\n")
+            pipe(served.stdin).flush()
+            pipe(served.stdout).readline()
             time.sleep(0.2)
             for _ in range(probes):
                 for name, ask in asked.items():
@@ -145,17 +166,15 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))] * 1e3
 
 
-def report(switch: float, taken: dict[str, dict[str, list[float]]]) -> list[str]:
-    rows = [["", "idle p50 ms", "p99 ms", "busy p50 ms", "p99 ms", "p50 x", "p99 x"]]
+def report(taken: dict[str, dict[str, list[float]]]) -> list[str]:
+    header = [f"{state} {q}" for state in STATES for q in ("p50", "p99")]
+    rows = [["ms", *header, "busy p50 x", "busy p99 x"]]
     for name, times in taken.items():
-        idle50, idle99, busy50, busy99 = (
-            quantile(times[state], q) for state in ("idle", "busy") for q in (0.5, 0.99)
-        )
-        shown = [f"{each:.2f}" for each in (idle50, idle99, busy50, busy99)]
-        rows.append([name, *shown, f"{busy50 / idle50:.1f}", f"{busy99 / idle99:.1f}"])
-    probes = len(taken[GRPC]["busy"])
-    worst = max(quantile(times["busy"], 0.99) for times in taken.values())
-    told = f"switch interval {switch * 1e3:g} ms, {probes} probes each, idle and busy in turn"
+        values = [quantile(times[state], q) for state in STATES for q in (0.5, 0.99)]
+        ratios = [f"{values[2] / values[0]:.1f}", f"{values[3] / values[1]:.1f}"]
+        rows.append([name, *(f"{value:.2f}" for value in values), *ratios])
+    worst = max(quantile(times["busy"], 0.99) for name, times in taken.items() if name != FLOOR)
+    told = f"{len(taken[FLOOR]['busy'])} probes of each kind in each state; ratios are to idle"
     return [told, aligned(rows), verdict("worst p99 while busy", worst, 5, at_most=True, unit=" ms"), ""]
 
 
@@ -189,19 +208,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--slices", type=int, default=10, help="slices of each state (10)")
     parser.add_argument("--probes", type=int, default=30, help="probes of each kind in a slice (30)")
-    parser.add_argument("--switch", type=float, help="only this switch interval, in seconds")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(options.switch))
+        asyncio.run(serve())
         return
     print(f"{machine()}\n")
-    for switch in [options.switch] if options.switch else [0.0005, 0.005]:
-        print("\n".join(report(switch, measure(switch, options.slices, options.probes))))
+    print("\n".join(report(measure(options.slices, options.probes))))
     for kind in ("async", "sync", "both"):
         seconds = asyncio.run(fifty_checks(kind, 9))
         print(verdict(f"50 checks of 0.1 s, {kind},", seconds, 0.15, at_most=True, unit=" s"))
-    print(f"threads left: {threading.active_count() - 1}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ import pytest
 from support.calls import asynchronous, exits, in_a_thread, in_the_calling_thread
 from support.engines import StubEngine
 
-from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RateLimitRule, RetryConfig
+from llmkg_otel.config import (
+    AlertingConfig,
+    CircuitBreakerConfig,
+    HealthCheckConfig,
+    OperationConfig,
+    RateLimitRule,
+    RetryConfig,
+)
 from llmkg_otel.errors import ConfigurationError, InvalidInputError, ShuttingDownError
 from llmkg_otel.health.status import CheckResult, HealthStatus
 
@@ -263,6 +270,30 @@ async def test_a_failing_engine_does_not_stop_the_start_but_readiness_tells(
             "startup": False,
         }
         assert probes["readiness"].reasons == ("engine: fail: ConnectionError: no route",)
+
+
+async def test_a_component_that_gets_slower_raises_an_alert_before_it_fails(make_system: MakeSystem) -> None:
+    system = make_system(
+        alerting=AlertingConfig(default_rules=True),
+        health=HealthCheckConfig(check_interval_seconds=1000),
+    )
+    now = 0.0
+
+    async def slower_each_time() -> None:
+        nonlocal now
+        now += 0.1 * 1.2 ** len(system.health.history("index"))
+
+    system.register_health_check("index", slower_each_time)
+    system.health._clock = lambda: now
+    for _ in range(10):
+        await system.health.run_once()
+    for at in (0.0, 30.0, 60.0):
+        system.alerts._loop._clock = functools.partial(float, at)
+        system.alerts._loop.run_once()
+    firing = {alert for (alert, _), state in system.alerts.states().items() if state == "firing"}
+    assert firing == {"LlmkgHealthDegrading"}
+    assert system.health.components()[-1].status is HealthStatus.HEALTHY
+    await system.shutdown()
 
 
 async def test_the_health_report_has_every_component_and_is_json(system: ProductionSystem) -> None:

@@ -36,8 +36,8 @@ ANSWER_SECONDS = 0.5
 SWITCH_SECONDS = 0.0005
 """How long one thread may keep the others from the interpreter while serving.
 
-A probe's answer must get it three or four times. With Python's own 5 ms, /livez took 6 ms at the median
-while the loop was busy, with this 1.5 ms, and the calls did not become fewer (benchmarks/probes.py).
+A probe's answer must get it three or four times: with Python's own 5 ms, /livez took 10 to 14 ms at the
+median while loop and engine were saturated, with this 2 to 4 ms (benchmarks/probes.py).
 """
 ENVELOPE_BYTES = 65_536
 """What a request may have around the arguments that `max_request_size_bytes` is about."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 from support.time import Seen, Time, settle
@@ -384,12 +385,41 @@ async def test_two_threads_read_while_components_come_and_go() -> None:
     assert len(world.monitor.components()) == 5
 
 
-def test_a_name_in_use_and_a_number_that_cannot_work_are_refused() -> None:
+def test_a_name_in_use_is_refused_and_free_again_once_unregistered() -> None:
     monitor = World().monitor
     monitor.register("engine", refused)
     with pytest.raises(ConfigurationError, match="'engine': the name is in use"):
         monitor.register("engine", refused)
-    with pytest.raises(ConfigurationError, match="interval = 0"):
-        monitor.register("cache", refused, interval=0)
-    with pytest.raises(ConfigurationError, match="timeout = -1"):
-        monitor.register("cache", refused, timeout=-1)
+    monitor.unregister("engine")
+    monitor.register("engine", refused)
+
+
+@pytest.mark.parametrize("option", ["interval", "timeout"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e10, "10"])
+def test_seconds_that_cannot_work_are_refused_by_name(option: str, value: Any) -> None:
+    monitor = World().monitor
+    with pytest.raises(ConfigurationError, match=f"'cache': {option} = {value!r}: should be seconds above 0"):
+        monitor.register("cache", refused, **{option: value})
+    assert monitor.components() == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "told"),
+    [
+        ("", refused, "the name should be text that is not empty"),
+        (5, refused, "the name should be text that is not empty"),
+        ("cache", None, "None should be a function"),
+        ("cache", HealthStatus.HEALTHY, "should be a function"),
+    ],
+)
+def test_a_name_or_a_check_that_is_none_is_refused(name: Any, check: Any, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        World().monitor.register(name, check)
+
+
+async def test_each_component_has_its_own_timeout() -> None:
+    world, hanging = World(check_timeout_seconds=100), Hanging()
+    world.monitor.register("engine", hanging.check, timeout=3)
+    round_ = asyncio.create_task(world.monitor.run_once())
+    await world.time.advance(3)
+    assert (await round_)[0].message == "TimeoutError: no answer within 3 s"
