@@ -16,6 +16,7 @@ __all__ = [
     "AlertChanged",
     "BreakerTransitioned",
     "CallObserver",
+    "CheckpointEnded",
     "Event",
     "FallbackFailed",
     "HealthChanged",
@@ -113,6 +114,15 @@ class ShutdownPhaseEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointEnded:
+    """Saving a checkpoint took `seconds`; `name` is what it is called, or `error` why there is none."""
+
+    seconds: float
+    name: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AlertChanged:
     """An alert fired or was resolved."""
 
@@ -134,6 +144,7 @@ Event = (
     | HealthChanged
     | LifecycleChanged
     | ShutdownPhaseEnded
+    | CheckpointEnded
     | AlertChanged
 )
 

@@ -24,8 +24,10 @@ from llmkg_otel.limiting.resources import Resources
 from llmkg_otel.operation import Operations
 from llmkg_otel.pipeline import Pipeline
 from llmkg_otel.recovery.budget import RetryBudget
+from llmkg_otel.shutdown.budget import misfit, patience
 from llmkg_otel.shutdown.calls import ActiveCalls
-from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
+from llmkg_otel.shutdown.checkpoint import Checkpoints
+from llmkg_otel.shutdown.sequence import Lifecycle, Save, ShutdownSequence
 from llmkg_otel.status import breaker_status, system_status
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from llmkg_otel.shutdown.report import ShutdownReport
 
 __all__ = ["ProductionSystem", "create_production_system"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -93,7 +97,17 @@ class ProductionSystem:
         self.health = HealthMonitor(config.health, observer)
         self._heartbeat = Heartbeat()
         self.probes = Probes(self._heartbeat, lambda: self.lifecycle.state, self.health.components)
-        self._sequence = ShutdownSequence(config.shutdown, observer, self.lifecycle, self.calls, self._flush)
+        saved = config.checkpoint.directory is not None
+        self.checkpoints = checkpoints = Checkpoints(config, engine, observer) if saved else None
+        self._sequence = ShutdownSequence(
+            config.shutdown,
+            observer,
+            self.lifecycle,
+            self.calls,
+            self._flush,
+            save=Save(checkpoints.save_last, config.checkpoint.timeout_seconds) if checkpoints else None,
+            patience=patience(config),
+        )
         self.alerts = AlertWatch(
             config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
         )
@@ -110,6 +124,8 @@ class ProductionSystem:
         """
         if self.lifecycle.state != "starting":
             raise ConfigurationError(f"this system is {self.lifecycle.state}: it can be started only once")
+        if warning := misfit(self.config):
+            _log.warning(warning)
         # Each one's end is registered before it begins: a start that fails half-way is cleaned up too.
         self._sequence.register("resources", self.resources.stop)
         self.resources.start()
@@ -120,6 +136,8 @@ class ProductionSystem:
         self._sequence.register("health", self.health.stop)
         await self.health.start()
         await self.health.run_once()
+        if self.checkpoints is not None:
+            self.checkpoints.start()
         if self.lifecycle.state == "starting":  # else a shutdown has begun meanwhile
             self.lifecycle.advance("serving")
 

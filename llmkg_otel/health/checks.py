@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 from llmkg_otel.health.status import CheckResult, HealthStatus
 
 if TYPE_CHECKING:
+    from llmkg_otel.shutdown.checkpoint import Checkpoints
     from llmkg_otel.system import ProductionSystem
 
 __all__ = ["register_own_checks"]
 
 
 def register_own_checks(system: ProductionSystem) -> None:
-    """Register the engine (by its `ping`, essential), memory and CPU, the breakers, and the alert rules."""
+    """Register the engine (by its `ping`, essential), memory and CPU, breakers, checkpoints, alert rules."""
     if (ping := getattr(system.engine, "ping", None)) is not None:
         system.register_health_check("engine", ping)
     system.register_health_check("resources", lambda: _resources(system), essential=False)
     system.register_health_check("circuit_breakers", lambda: _breakers(system), essential=False)
+    if (checkpoints := system.checkpoints) is not None:
+        system.register_health_check("checkpoints", lambda: _checkpoints(checkpoints), essential=False)
     system.register_health_check("alert_rules", lambda: _alert_rules(system), essential=False)
 
 
@@ -35,6 +38,13 @@ def _breakers(system: ProductionSystem) -> CheckResult:
     if troubled:
         return CheckResult(HealthStatus.WARNING, ", ".join(troubled))
     return CheckResult(HealthStatus.HEALTHY)
+
+
+def _checkpoints(checkpoints: Checkpoints) -> CheckResult:
+    data = {"age_seconds": round(checkpoints.age, 1)}
+    if problem := checkpoints.failing:
+        return CheckResult(HealthStatus.WARNING, problem, data)
+    return CheckResult(HealthStatus.HEALTHY, "", data)
 
 
 def _alert_rules(system: ProductionSystem) -> CheckResult:

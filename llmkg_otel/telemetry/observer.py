@@ -20,7 +20,13 @@ from opentelemetry.trace import (
 )
 
 from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, RejectedError, error_type
-from llmkg_otel.events import BreakerTransitioned, Event, LifecycleChanged, ShutdownPhaseEnded
+from llmkg_otel.events import (
+    BreakerTransitioned,
+    CheckpointEnded,
+    Event,
+    LifecycleChanged,
+    ShutdownPhaseEnded,
+)
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import Instruments
 from llmkg_otel.telemetry.records import Records
@@ -132,6 +138,8 @@ class TelemetryObserver:
                 self._opened_by[event.name] = get_current_span().get_span_context()
             elif isinstance(event, LifecycleChanged | ShutdownPhaseEnded):
                 self._trace_shutdown(event)
+            elif isinstance(event, CheckpointEnded):
+                self._trace_ended(semconv.CHECKPOINT_SPAN, event)
             self._records.write(event)
         except Exception as problem:  # noqa: BLE001
             self._hook_failed("on_event", problem)
@@ -175,17 +183,18 @@ class TelemetryObserver:
         elif self._shutdown_span is None:
             return
         elif isinstance(event, ShutdownPhaseEnded):
-            phase = self._tracer.start_span(
-                f"{semconv.SHUTDOWN_SPAN}.{event.phase}",
-                set_span_in_context(self._shutdown_span),
-                start_time=time.time_ns() - int(event.seconds * 1e9),
-            )
-            if event.error is not None:
-                phase.set_status(Status(StatusCode.ERROR, event.error))
-            phase.end()
+            self._trace_ended(f"{semconv.SHUTDOWN_SPAN}.{event.phase}", event)
         elif event.state == "flushing":
             self._shutdown_span.end()
             self._shutdown_span = None
+
+    def _trace_ended(self, name: str, event: ShutdownPhaseEnded | CheckpointEnded) -> None:
+        """Write a span of what is over, in a shutdown as a child of its span."""
+        parent = None if self._shutdown_span is None else set_span_in_context(self._shutdown_span)
+        span = self._tracer.start_span(name, parent, start_time=time.time_ns() - int(event.seconds * 1e9))
+        if event.error is not None:
+            span.set_status(Status(StatusCode.ERROR, event.error))
+        span.end()
 
     def _close(self, call: Call) -> None:
         if not call.span_owner or call.span is None:
