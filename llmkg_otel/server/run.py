@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 from typing import TYPE_CHECKING, Literal
 
 from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
 from llmkg_otel.server.serve import serve
+from llmkg_otel.shutdown.budget import shutdown_deadline
 from llmkg_otel.system import create_production_system
 from llmkg_otel.telemetry.logs import JsonLogs
 from llmkg_otel.telemetry.records import EVENT_NAME
@@ -22,9 +24,19 @@ _log = logging.getLogger(__name__)
 
 
 async def run_embedded(config: ProductionConfig, *, transport: Literal["http", "stdio"]) -> ShutdownReport:
-    """Serve the engine file that the configuration names until a signal; return the shutdown report."""
+    """Serve the engine file that the configuration names until a signal; return the shutdown report.
+
+    A signal also sets the process's last hour: what hangs then, the loop itself or a thread that Python
+    would wait for, is written to stderr, and the process ends with status 1.
+    """
+
+    def end_in_time() -> None:
+        faulthandler.dump_traceback_later(shutdown_deadline(config), exit=True)
+
     with JsonLogs(config.monitoring.log_level):
         engine = EmbeddedKnowledgeEngine(config.engine.path, max_nodes=config.engine.max_nodes)
-        report = await serve(create_production_system(engine, config), transport=transport)
+        report = await serve(
+            create_production_system(engine, config), transport=transport, at_once=end_in_time
+        )
         _log.info("shutdown report", extra={EVENT_NAME: SHUTDOWN_COMPLETED, "report": report.to_dict()})
     return report

@@ -15,7 +15,7 @@ from llmkg_otel.server.ops import OpsServer, listen, url_of
 from llmkg_otel.shutdown.signals import shutdown_signals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from starlette.applications import Starlette
 
@@ -39,11 +39,17 @@ class _Listener(uvicorn.Server):
         yield
 
 
-async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"] = "http") -> ShutdownReport:
+async def serve(
+    system: ProductionSystem,
+    *,
+    transport: Literal["http", "stdio"] = "http",
+    at_once: Callable[[], object] = lambda: None,
+) -> ShutdownReport:
     """Serve MCP and the operators' port until SIGTERM or SIGINT (or the end of stdin); return the report.
 
     At the first signal a graceful shutdown begins: the listener stays open through the lame duck and the
     drain, and closes before the engine does. A second signal cuts the waits short. Main thread only.
+    `at_once` is called in the first signal's handler: see `shutdown_signals`.
     Raises ConfigurationError if MCP would be open to other machines, OSError if an address is taken.
     """
     # FastMCP logs a traceback for each failed attempt; outcomes are logged and counted by the system.
@@ -54,7 +60,7 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
         run = _http(system, stack) if transport == "http" else _stdio(system)
         ops = stack.enter_context(OpsServer(system))
         _log.info("operators' port: %s", ops.url)
-        stack.enter_context(shutdown_signals(stop.set, system.force_shutdown))
+        stack.enter_context(shutdown_signals(stop.set, system.force_shutdown, at_once))
         async with system:
             serving = asyncio.create_task(run)
             await _first_of(serving, stop)

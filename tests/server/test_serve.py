@@ -11,7 +11,7 @@ import subprocess
 import threading
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from support.servers import RunningServer, Servers
+    from support.servers import Servers
 
 PARIS = {"subject": "Paris", "predicate": "capital_of", "object": "France"}
 
@@ -60,11 +60,6 @@ def serving(body: str) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/jwks"
         server.shutdown()
-
-
-def report_of(server: RunningServer) -> dict[str, Any]:
-    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-    return next(line["report"] for line in lines if "report" in line)
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto", "2026-07-28"])
@@ -129,7 +124,7 @@ async def test_a_sigterm_under_load_loses_no_acknowledged_write(servers: Servers
         task.exception()
 
     assert set(refused) <= {"draining"}
-    report = report_of(server)
+    report = server.report()
     assert report["clean"]
     assert report["operations"]["cancelled"] == 0
     engine = EmbeddedKnowledgeEngine(tmp_path / "k.db")
@@ -148,7 +143,7 @@ async def test_a_second_signal_cuts_the_lame_duck_short(servers: Servers) -> Non
     async with Client(server.mcp_url) as client:
         assert not (await client.call_tool("store_fact", PARIS)).is_error  # still served
     assert await asyncio.to_thread(server.terminate) == 1  # not a clean end, and says so
-    assert report_of(server)["phases"][0]["seconds"] < 600
+    assert server.report()["phases"][0]["seconds"] < 600
 
 
 async def test_stdio_serves_the_same_tools_and_ends_with_its_input(tmp_path: Path) -> None:
