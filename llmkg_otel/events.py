@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmkg_otel.call import Call
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Observer",
     "PermitWaited",
     "RetryScheduled",
+    "ShutdownCounted",
     "ShutdownPhaseEnded",
     "TimeLimitIgnored",
 ]
@@ -114,6 +117,13 @@ class ShutdownPhaseEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ShutdownCounted:
+    """What became of the calls that met the shutdown: drained, cancelled, refused; as in its report."""
+
+    operations: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointEnded:
     """Saving a checkpoint took `seconds`; `name` is what it is called, or `error` why there is none."""
 
@@ -144,6 +154,7 @@ Event = (
     | HealthChanged
     | LifecycleChanged
     | ShutdownPhaseEnded
+    | ShutdownCounted
     | CheckpointEnded
     | AlertChanged
 )

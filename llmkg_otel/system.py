@@ -336,7 +336,6 @@ class ProductionSystem:
         }
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
-        self._observer.shutdown_counted(self.calls.counts)
         return await run_in_daemon_thread(functools.partial(self.telemetry.close, timeout), "llmkg-flush")
 
 

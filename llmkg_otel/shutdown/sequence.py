@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from llmkg_otel._threads import in_daemon_thread
-from llmkg_otel.events import LifecycleChanged, Observer, ShutdownPhaseEnded
+from llmkg_otel.events import LifecycleChanged, Observer, ShutdownCounted, ShutdownPhaseEnded
 from llmkg_otel.shutdown.budget import UNWIND_SECONDS
 from llmkg_otel.shutdown.report import CancelledCall, Outcome, PhaseReport, ShutdownReport
 
@@ -99,7 +99,7 @@ class ShutdownSequence:
     changed. A phase or handler that fails or hangs is reported and the next one begins. Belongs to one
     loop. `flush(timeout)` sends telemetry out and returns what went wrong, or None. Without `save` there
     is no checkpointing. `patience` is the seconds from the start after which the shutdown forces itself.
-    Emits LifecycleChanged when a phase begins and ShutdownPhaseEnded when it ends.
+    Emits LifecycleChanged when a phase begins, ShutdownPhaseEnded when it ends, and ShutdownCounted.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class ShutdownSequence:
         self._forced = asyncio.Event()
         self._why_forced = "forced"
         self._cancelled: tuple[CancelledCall, ...] = ()
+        self._operations: Mapping[str, int] = {}
         self._running: asyncio.Task[ShutdownReport] | None = None
 
     def register(self, name: str, handler: Callable[[], object], timeout: float | None = None) -> None:
@@ -167,7 +168,7 @@ class ShutdownSequence:
         phases.append(await self._phase("flushing", self._flush_telemetry))
         out_of_time.cancel()
         self._lifecycle.advance("stopped")
-        return ShutdownReport(self._clock() - began, tuple(phases), dict(self._calls.counts), self._cancelled)
+        return ShutdownReport(self._clock() - began, tuple(phases), self._operations, self._cancelled)
 
     async def _lose_patience(self) -> None:
         if self._patience is not None:
@@ -217,6 +218,8 @@ class ShutdownSequence:
         return _Ended(next(each for each in worst if each in {*outcomes, "ok"}), "; ".join(errors) or None)
 
     async def _flush_telemetry(self) -> _Ended[str | None]:
+        self._operations = dict(self._calls.counts)  # once: the report says what the metric says
+        self._observer.on_event(ShutdownCounted(self._operations))
         seconds = self._config.flush_timeout_seconds
         ended = await self._within(self._flush(seconds), seconds, forceable=False)
         return _Ended("failed", ended.value) if ended.value else ended

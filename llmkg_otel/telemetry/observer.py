@@ -32,8 +32,6 @@ from llmkg_otel.telemetry.instruments import Instruments
 from llmkg_otel.telemetry.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opentelemetry.metrics import Meter
 
     from llmkg_otel.call import Call
@@ -143,11 +141,6 @@ class TelemetryObserver:
             self._records.write(event)
         except Exception as problem:  # noqa: BLE001
             self._hook_failed("on_event", problem)
-
-    def shutdown_counted(self, outcomes: Mapping[str, int]) -> None:
-        """Record what became of the calls that met the shutdown: drained, cancelled, refused."""
-        for outcome, count in outcomes.items():
-            self._instruments.shutdown_operations.add(count, {"outcome": outcome})
 
     def alerts_evaluated(self, seconds: float) -> None:
         """Record one evaluation of the alert rules."""

@@ -20,6 +20,7 @@ from llmkg_otel.events import (
     LifecycleChanged,
     PermitWaited,
     RetryScheduled,
+    ShutdownCounted,
     ShutdownPhaseEnded,
     TimeLimitIgnored,
 )
@@ -148,6 +149,11 @@ class Records:
         self._instruments.shutdown_phase_duration.record(event.seconds, {"phase": event.phase})
         if event.error is not None:
             _log.error("shutdown phase %s: %s", event.phase, event.error)
+
+    @write.register
+    def _(self, event: ShutdownCounted) -> None:
+        for outcome, count in event.operations.items():
+            self._instruments.shutdown_operations.add(count, {"outcome": outcome})
 
     @write.register
     def _(self, event: CheckpointEnded) -> None:

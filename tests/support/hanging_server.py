@@ -1,6 +1,6 @@
 """`llmkg-otel serve` on an engine of which one method hangs: `python hanging_server.py METHOD HOW OPTIONS`.
 
-HOW is "waits", for what never comes, or "blocks" the event loop.
+HOW is "waits", for what never comes, "blocks" the event loop, or "dawdles" for a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ async def blocks(*_arguments: Any, **_named: Any) -> None:
     time.sleep(600)  # noqa: ASYNC251
 
 
+async def dawdles(*_arguments: Any, **_named: Any) -> list[Any]:
+    await asyncio.sleep(1)
+    return []
+
+
 if __name__ == "__main__":
     _, method, how, *options = sys.argv
-    setattr(EmbeddedKnowledgeEngine, method, {"waits": waits, "blocks": blocks}[how])
+    setattr(EmbeddedKnowledgeEngine, method, globals()[how])
     sys.exit(main(options))
