@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -127,9 +128,7 @@ class Checkpoints:
             unfinished = await asyncio.wrap_future(making)
             counts = await self._counts()
             await self._engine.backup(unfinished.path / DATA)
-            return await run_in_daemon_thread(
-                partial(self._seal, unfinished.path, counts), "llmkg-checkpoint"
-            )
+            return await run_in_daemon_thread(partial(self._seal, unfinished, counts), "llmkg-checkpoint")
         finally:
             gone = asyncio.wrap_future(in_daemon_thread(partial(_discard, making), "llmkg-checkpoint"))
             await asyncio.wait({gone}, timeout=DISCARD_SECONDS)
@@ -141,8 +140,12 @@ class Checkpoints:
             return {}
         return {"facts": found.facts, "passages": found.passages, "nodes": found.nodes}
 
-    def _seal(self, unfinished: Path, counts: dict[str, int]) -> Path:
+    def _seal(self, unfinished: _Partial, counts: dict[str, int]) -> Path:
         """Write the manifest, wait for the disk, give the checkpoint its name, and remove old ones."""
+        with unfinished.in_use:  # a save that is given up meanwhile must not take files from under its name
+            return self._sealed(unfinished.path, counts)
+
+    def _sealed(self, unfinished: Path, counts: dict[str, int]) -> Path:
         data = unfinished / DATA
         if not data.is_file():
             raise CheckpointError("the engine's backup returned and left no file")
@@ -181,15 +184,18 @@ class _Partial:
         _sweep(directory)
         self.path = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=directory))
         self.lock = _lock(self.path)
+        self.in_use = threading.Lock()
 
     def discard(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what is left, once nobody writes it any more; a finished one has another name by then."""
+        with self.in_use:
+            shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.lock)
 
 
 def _discard(making: Future[_Partial]) -> None:
-    """Remove what a save has left, once it is known; a finished checkpoint has another name by then."""
-    making.result().discard()
+    if making.exception() is None:  # waits
+        making.result().discard()
 
 
 def _sweep(directory: Path) -> None:

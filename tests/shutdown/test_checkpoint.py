@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import version
@@ -147,6 +148,34 @@ async def test_a_backup_that_hangs_is_given_up_and_the_schedule_goes_on(tmp_path
     await saving.time.advance(60)
     await asyncio.wait_for(until(lambda: checkpoints_in(tmp_path)), 5)
     await saving.checkpoints.save_last()
+
+
+async def test_a_save_given_up_while_it_is_sealed_leaves_a_whole_one_or_none(tmp_path: Path) -> None:
+    sealing, go_on = threading.Event(), threading.Event()
+
+    class Asked(Backups):
+        @property
+        def schema_version(self) -> int:
+            sealing.set()
+            go_on.wait(5)
+            return 1
+
+    saving = asyncio.create_task(Saving(Asked(), tmp_path).checkpoints.save())
+    await asyncio.to_thread(sealing.wait, 5)
+    saving.cancel()
+    await settle()
+    go_on.set()
+    await asyncio.wait({saving})
+    assert names(tmp_path) == ["checkpoint-00000001"]
+    verify(tmp_path / "checkpoint-00000001")
+
+
+async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    saving = Saving(Backups(), tmp_path / "file" / "saved")
+    with pytest.raises(NotADirectoryError):
+        await saving.checkpoints.save()
+    assert "NotADirectoryError" in (saving.checkpoints.failing or "")
 
 
 async def test_a_backup_that_leaves_no_file_is_no_checkpoint(tmp_path: Path) -> None:
