@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +39,13 @@ def http_get(url: str, headers: dict[str, str] | None = None) -> Answer:
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, dict(error.headers), error.read().decode())
+
+
+def spare_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now; all are held at once, so they differ."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
