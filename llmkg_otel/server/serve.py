@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import uvicorn
 
 from llmkg_otel.server.auth import refuse_open_server
+from llmkg_otel.server.elsewhere import SendElsewhere
 from llmkg_otel.server.mcp import build_server
 from llmkg_otel.server.ops import OpsServer, listen, url_of
 from llmkg_otel.shutdown.signals import shutdown_signals
@@ -78,6 +79,7 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[No
     refuse_open_server(config)
     socket = stack.enter_context(listen(config.server.host, config.server.port))
     app = build_server(system).http_app(path=config.server.path, stateless_http=True, json_response=True)
+    app.add_middleware(SendElsewhere, probes=system.probes)
     _allow_bodies_of(app, config.resources.max_request_size_bytes + ENVELOPE_BYTES)
     listener = _Listener(
         uvicorn.Config(

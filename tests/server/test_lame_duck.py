@@ -85,6 +85,8 @@ async def test_a_call_in_the_drain_completes_and_new_ones_are_told_to_go_elsewhe
         assert refused.structured_content is not None
         assert refused.structured_content["code"] == "draining"
         assert refused.structured_content["retry_after_ms"] > 0
+        elsewhere = httpx2.post(server.mcp_url, headers={"x-llmkg-send-elsewhere": "1"}, json={})
+        assert (elsewhere.status_code, elsewhere.headers["retry-after"]) == (503, "1")
         assert not (await call).is_error
     assert await asyncio.to_thread(server.process.wait, DEADLINE_SECONDS) == 0
     assert server.report()["operations"] == {"drained": 1, "cancelled": 0, "refused": 1}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MOMENTS = int(os.environ.get("MOMENTS", "6"))
+MOMENTS = int(os.environ.get("MOMENTS", "4"))
 LANES = 2  # cores: a server starts on one while another ends
 
 pytestmark = pytest.mark.timeout(60 + 10 * MOMENTS)

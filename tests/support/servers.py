@@ -78,7 +78,9 @@ class RunningServer:
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
-        return http_get(f"{self.ops_url}/readyz").status == 200
+        with contextlib.suppress(urllib.error.URLError):  # not listening yet
+            return http_get(f"{self.ops_url}/readyz").status == 200
+        return False
 
     def report(self) -> dict[str, Any]:
         """Return the shutdown report, as the last lines of the log tell it."""
