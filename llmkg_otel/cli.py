@@ -1,10 +1,11 @@
-"""The command line: serve, demo, doctor, config."""
+"""The command line: serve, checkpoints, restore, demo, doctor, config."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 from llmkg_otel._config_sources import describe
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.shutdown.budget import longest_shutdown
+from llmkg_otel.shutdown.manifest import CheckpointError, checkpoints_in, verify
 
 __all__ = ["main"]
 
@@ -27,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command = options.command
     try:
         return command(options)
+    except CheckpointError as error:
+        print(f"llmkg-otel: {error}", file=sys.stderr)
+        return 1
     except (ConfigurationError, OSError) as error:
         print(f"llmkg-otel: {error}", file=sys.stderr)
         return 2
@@ -41,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("llmkg-otel"))
     commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     _add_serve(commands)
+    _add_checkpoints(commands)
     demo = commands.add_parser("demo", help="run the server under real load and faults; check the books")
     demo.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds of load (20)")
     demo.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -48,16 +55,49 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     doctor = commands.add_parser("doctor", help="check that the installed packages fit together")
     doctor.set_defaults(command=_doctor)
-    config = commands.add_parser("config", help="show the effective configuration, or its JSON schema")
-    config.add_argument("what", choices=["show", "schema"])
-    config.add_argument("--config", type=Path, metavar="FILE")
+    config = commands.add_parser("config", help="show the effective configuration, and what follows from it")
+    config.add_argument(
+        "what",
+        choices=["show", "schema", "grace"],
+        help="every option and its origin; the JSON schema; the termination grace period a pod needs",
+    )
+    config.add_argument(
+        "--pre-stop", type=float, default=0, metavar="S", help="grace: of the preStop sleep (0)"
+    )
+    _add_config(config)
     config.set_defaults(command=_config)
     return parser
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE")
+
+
+def _add_checkpoints(commands: Any) -> None:
+    checkpoints = commands.add_parser(
+        "checkpoints", help="list the checkpoints, and check that each is whole"
+    )
+    checkpoints.add_argument("--directory", type=Path, metavar="DIR", help="where they are")
+    _add_config(checkpoints)
+    checkpoints.set_defaults(command=_checkpoints)
+    back = commands.add_parser("restore", help="put a checkpoint in the place of the engine's file")
+    back.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a checkpoint, or a directory of them: the newest",
+    )
+    back.add_argument("--engine-path", type=Path, metavar="FILE", help="the engine's file")
+    back.add_argument("--force", action="store_true", help="replace a file that is there, and keep it beside")
+    _add_config(back)
+    back.set_defaults(command=_restore)
+
+
 def _add_serve(commands: Any) -> None:
     serve = commands.add_parser("serve", help="serve the embedded engine over MCP, until SIGTERM")
-    serve.add_argument("--config", type=Path, metavar="FILE")
+    _add_config(serve)
     serve.add_argument("--transport", choices=["http", "stdio"], default="http")
     serve.add_argument("--host", help="address of the MCP server")
     serve.add_argument("--port", type=int, help="port of the MCP server; 0 takes a spare one")
@@ -94,6 +134,34 @@ def _load(options: argparse.Namespace) -> ProductionConfig:
     return ProductionConfig.load(options.config, **{key: value for key, value in given.items() if value})
 
 
+def _checkpoints(options: argparse.Namespace) -> int:
+    directory = options.directory or ProductionConfig.load(options.config).checkpoint.directory
+    if directory is None:
+        raise ConfigurationError("checkpoint.directory is not set: name one with --directory")
+    whole = True
+    for checkpoint in checkpoints_in(directory):
+        try:
+            manifest = verify(checkpoint)
+        except CheckpointError as error:
+            print(f"{checkpoint}  BAD: {error}")
+            whole = False
+        else:
+            counts = ", ".join(f"{count} {name}" for name, count in manifest.counts.items())
+            print(f"{checkpoint}  {manifest.created.isoformat('T', 'seconds')}  {counts}")
+    return 0 if whole else 1
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from llmkg_otel.restore import restore  # noqa: PLC0415 - rarely needed
+
+    engine_path = options.engine_path or ProductionConfig.load(options.config).engine.path
+    manifest, before = restore(options.source.absolute(), engine_path.absolute(), force=options.force)
+    print(f"{engine_path} is as it was at {manifest.created.isoformat('T', 'seconds')}")
+    if before is not None:
+        print(f"what was there before is {before}")
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     from llmkg_otel.demo.run import run_demo  # noqa: PLC0415 - needs the demo extra
 
@@ -114,6 +182,9 @@ def _config(options: argparse.Namespace) -> int:
         print(json.dumps(ProductionConfig.model_json_schema(), indent=2))
         return 0
     config = ProductionConfig.load(options.config)
+    if options.what == "grace":
+        print(math.ceil(longest_shutdown(config) + options.pre_stop))
+        return 0
     for path, value, origin in describe(config, options.config, {}):
         print(f"{path} = {value}  ({origin})")
     return 0

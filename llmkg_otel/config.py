@@ -30,6 +30,7 @@ from llmkg_otel._config_types import (
 
 __all__ = [
     "AlertingConfig",
+    "CheckpointConfig",
     "CircuitBreakerConfig",
     "CircuitSharingConfig",
     "EngineConfig",
@@ -249,12 +250,30 @@ class ShutdownConfig(Section):
     For `lame_duck_seconds` readiness fails while everything is still served, so that load balancers
     turn away first. Then calls in flight get `graceful_timeout_seconds`, clean-up handlers
     `cleanup_timeout_seconds` each, and telemetry `flush_timeout_seconds`.
+
+    `termination_grace_period_seconds` is what the orchestrator gives between SIGTERM and SIGKILL. A
+    shutdown that has not ended by then is cut short while there is still time for the flush; a start
+    warns when the phases together take longer. `llmkg-otel config grace` tells how long they take.
     """
 
     lame_duck_seconds: Pause = 5.0
     graceful_timeout_seconds: Seconds = 30.0
     cleanup_timeout_seconds: Seconds = 10.0
     flush_timeout_seconds: Seconds = 5.0
+    termination_grace_period_seconds: Seconds = 60.0
+
+
+class CheckpointConfig(Section):
+    """Where the engine's state is saved (None: nowhere), how often, and how many checkpoints are kept.
+
+    A checkpoint is saved every `interval_seconds` (None: never) and at shutdown. One that is not done
+    after `timeout_seconds` is given up, which health reports and which stops nothing.
+    """
+
+    directory: Path | None = None
+    interval_seconds: Seconds | None = 900.0
+    keep: Count = 3
+    timeout_seconds: Seconds = 8.0
 
 
 class OperationConfig(Section):
@@ -331,6 +350,7 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     circuit_sharing: CircuitSharingConfig = CircuitSharingConfig()
     health: HealthCheckConfig = HealthCheckConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     alerting: AlertingConfig = AlertingConfig()
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmkg_otel.call import Call
 
 __all__ = [
     "AlertChanged",
     "BreakerTransitioned",
     "CallObserver",
+    "CheckpointEnded",
     "ConnectionCreated",
     "ConnectionUsed",
     "ConnectionWaited",
@@ -29,6 +32,7 @@ __all__ = [
     "PermitWaited",
     "RetryScheduled",
     "SheddingLimitChanged",
+    "ShutdownCounted",
     "ShutdownPhaseEnded",
     "TimeLimitIgnored",
 ]
@@ -159,6 +163,22 @@ class ShutdownPhaseEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ShutdownCounted:
+    """What became of the calls that met the shutdown: drained, cancelled, refused; as in its report."""
+
+    operations: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointEnded:
+    """Saving a checkpoint took `seconds`; `name` is what it is called, or `error` why there is none."""
+
+    seconds: float
+    name: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AlertChanged:
     """An alert fired or was resolved."""
 
@@ -185,6 +205,8 @@ Event = (
     | LoopBlocked
     | LifecycleChanged
     | ShutdownPhaseEnded
+    | ShutdownCounted
+    | CheckpointEnded
     | AlertChanged
 )
 

@@ -22,7 +22,9 @@ from llmkg_otel.health.probes import ProbeResult, Probes
 from llmkg_otel.health.report import SystemHealthReport, aggregate
 from llmkg_otel.limiting.pool import ConnectionPool
 from llmkg_otel.policies import Policies
-from llmkg_otel.shutdown.sequence import Lifecycle, ShutdownSequence
+from llmkg_otel.shutdown.budget import misfit, patience
+from llmkg_otel.shutdown.checkpoint import Checkpoints
+from llmkg_otel.shutdown.sequence import Lifecycle, Save, ShutdownSequence
 from llmkg_otel.status import breaker_status, system_status
 from llmkg_otel.telemetry.exports import ExportWatch
 from llmkg_otel.telemetry.live import observe
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from llmkg_otel.shutdown.report import ShutdownReport
 
 __all__ = ["ProductionSystem", "create_production_system"]
+
+_log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -87,7 +91,17 @@ class ProductionSystem:
         self._watchdog = Watchdog(self.heartbeat, observer)
         self.exports = ExportWatch()
         self.probes = Probes(self.heartbeat, lambda: self.lifecycle.state, self.health.components)
-        self._sequence = ShutdownSequence(config.shutdown, observer, self.lifecycle, self.calls, self._flush)
+        saved = config.checkpoint.directory is not None
+        self.checkpoints = checkpoints = Checkpoints(config, engine, observer) if saved else None
+        self._sequence = ShutdownSequence(
+            config.shutdown,
+            observer,
+            self.lifecycle,
+            self.calls,
+            self._flush,
+            save=Save(checkpoints.save_last, config.checkpoint.timeout_seconds) if checkpoints else None,
+            patience=patience(config),
+        )
         self.alerts = AlertWatch(
             config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
         )
@@ -104,11 +118,15 @@ class ProductionSystem:
         """
         if self.lifecycle.state != "starting":
             raise ConfigurationError(f"this system is {self.lifecycle.state}: it can be started only once")
+        if warning := misfit(self.config):
+            _log.warning(warning)
         for name, begin, end in self._parts():
             self._sequence.register(name, end)  # before it begins: a start that fails half-way is cleaned up
             if inspect.isawaitable(beginning := begin()):
                 await beginning
         await self.health.run_once()
+        if self.checkpoints is not None:
+            self.checkpoints.start()
         if self.lifecycle.state == "starting":  # else a shutdown has begun meanwhile
             self.lifecycle.advance("serving")
 
@@ -360,7 +378,6 @@ class ProductionSystem:
         }
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
-        self._observer.shutdown_counted(self.calls.counts)
         return await run_in_daemon_thread(functools.partial(self.telemetry.close, timeout), "llmkg-flush")
 
 

@@ -10,6 +10,10 @@ command -v apt-get >/dev/null || exit 0
 missing=
 command -v promtool >/dev/null || missing="$missing prometheus"
 command -v redis-server >/dev/null || missing="$missing redis-server"
+command -v haproxy >/dev/null || missing="$missing haproxy"
+command -v nginx >/dev/null || missing="$missing nginx-light"
+command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
+command -v kubectl >/dev/null || missing="$missing kubernetes-client"
 [ -z "$missing" ] && exit 0
 export DEBIAN_FRONTEND=noninteractive
 $as_root apt-get -o DPkg::Lock::Timeout=600 update -qq

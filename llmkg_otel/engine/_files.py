@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from llmkg_otel._disk import sync
 from llmkg_otel.engine._schema import SCHEMA_VERSION
 from llmkg_otel.errors import InvalidInputError
 
@@ -41,16 +41,8 @@ def copy_into(connection: sqlite3.Connection, dest: Path) -> None:
         ) from error
     try:
         connection.execute("VACUUM INTO ?", (str(dest),))
-        _sync(dest)
-        _sync(dest.parent)  # the name is part of the copy
+        sync(dest)
+        sync(dest.parent)  # the name is part of the copy
     except BaseException:
         dest.unlink(missing_ok=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from llmkg_otel.engine._checks import (
 )
 from llmkg_otel.engine._files import copy_into, size_on_disk, touch
 from llmkg_otel.engine._lanes import EngineBusyError, Lane, read, write
-from llmkg_otel.engine._schema import fact_text, prepare
+from llmkg_otel.engine._schema import SCHEMA_VERSION, fact_text, prepare
 from llmkg_otel.engine._search import search
 from llmkg_otel.engine.embedding import Embedder, Vectors
 from llmkg_otel.engine.protocol import EngineStats, Fact, Hit, Passage, SearchMode
@@ -90,6 +90,11 @@ class EmbeddedKnowledgeEngine:
     def path(self) -> Path:
         """The file, as an absolute path."""
         return self._path
+
+    @property
+    def schema_version(self) -> int:
+        """The version of the file's tables, which a checkpoint's manifest tells."""
+        return SCHEMA_VERSION
 
     @property
     def capabilities(self) -> frozenset[str]:

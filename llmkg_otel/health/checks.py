@@ -14,6 +14,7 @@ from llmkg_otel.health.storage import disk_check
 if TYPE_CHECKING:
     from llmkg_otel.health.heartbeat import Heartbeat
     from llmkg_otel.recovery.shared import SharedCircuits
+    from llmkg_otel.shutdown.checkpoint import Checkpoints
     from llmkg_otel.system import ProductionSystem
 
 __all__ = ["register_own_checks"]
@@ -28,9 +29,9 @@ def register_own_checks(system: ProductionSystem) -> None:
 
     The engine by its `ping` (a real read and an empty write), and the disk under its file by the `path` it
     has, if that is a Path; memory and CPU, the event loop, the breakers and the store that shares them, the
-    telemetry pipeline, the alert rules. Only the engine is essential: the others say what is wrong with a
-    system that still serves, and a disk that takes no writes fails the engine's `ping` as well. Caches and
-    further directories are registered by who uses them.
+    telemetry pipeline, checkpoints, the alert rules. Only the engine is essential: the others say what is
+    wrong with a system that still serves, and a disk that takes no writes fails the engine's `ping` as well.
+    Caches and further directories are registered by who uses them.
     """
     if (ping := getattr(system.engine, "ping", None)) is not None:
         system.register_health_check("engine", ping)
@@ -41,6 +42,8 @@ def register_own_checks(system: ProductionSystem) -> None:
     system.register_health_check("event_loop", lambda: _event_loop(system.heartbeat), essential=False)
     system.register_health_check("circuit_breakers", lambda: _breakers(system), essential=False)
     system.register_health_check("telemetry", lambda: _telemetry(system), essential=False)
+    if (checkpoints := system.checkpoints) is not None:
+        system.register_health_check("checkpoints", lambda: _checkpoints(checkpoints), essential=False)
     system.register_health_check("alert_rules", lambda: _alert_rules(system), essential=False)
     if (shared := system.shared_circuits) is not None:
         system.register_health_check("circuit_sharing", lambda: _circuit_sharing(shared), essential=False)
@@ -92,6 +95,13 @@ def _telemetry(system: ProductionSystem) -> CheckResult:
 def _misfits() -> tuple[str, ...]:
     """Say what is wrong with the packages of this process, which cannot change while it runs."""
     return tuple(f"{each.subject}: {each.detail}" for each in findings() if not each.ok)
+
+
+def _checkpoints(checkpoints: Checkpoints) -> CheckResult:
+    data = {"age_seconds": round(checkpoints.age, 1)}
+    if problem := checkpoints.failing:
+        return CheckResult(HealthStatus.WARNING, problem, data)
+    return CheckResult(HealthStatus.HEALTHY, "", data)
 
 
 def _alert_rules(system: ProductionSystem) -> CheckResult:

@@ -12,6 +12,7 @@ import uvicorn
 
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.server.auth import is_loopback, refuse_open_server
+from llmkg_otel.server.elsewhere import SendElsewhere
 from llmkg_otel.server.mcp import build_server
 from llmkg_otel.server.ops import OpsServer, listen, url_of
 from llmkg_otel.shutdown.signals import shutdown_signals
@@ -51,15 +52,21 @@ class _Listener(uvicorn.Server):
         yield
 
 
-async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"] = "http") -> ShutdownReport:
+async def serve(
+    system: ProductionSystem,
+    *,
+    transport: Literal["http", "stdio"] = "http",
+    at_once: Callable[[], object] = lambda: None,
+) -> ShutdownReport:
     """Serve MCP and the operators' port until SIGTERM or SIGINT (or the end of stdin); return the report.
 
     At the first signal a graceful shutdown begins: the listener stays open through the lame duck and the
     drain, and closes before the engine does. A second signal cuts the waits short. Main thread only.
     Over stdio the operators' port is bound only if the configuration sets `server.ops_port`; a lame duck
     is of no use, for the client will kill us; and after a signal the thread that reads stdin waits on:
-    leave the process by os._exit then. Raises ConfigurationError if MCP would be open to other machines,
-    or it is unclear who may call; OSError if an address is taken.
+    leave the process by os._exit then. `at_once` is called in the first signal's handler: see
+    `shutdown_signals`. Raises ConfigurationError if MCP would be open to other machines, or it is unclear
+    who may call; OSError if an address is taken.
     """
     # FastMCP logs a traceback for each failed attempt; outcomes are logged and counted by the system.
     logging.getLogger("fastmcp.server.server").setLevel(logging.CRITICAL)
@@ -73,7 +80,7 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
             ops = stack.enter_context(OpsServer(system))
             _log.info("operators' port: %s", ops.url)
         _serve_grpc_health(system, stack)
-        stack.enter_context(shutdown_signals(stop.set, system.force_shutdown))
+        stack.enter_context(shutdown_signals(stop.set, system.force_shutdown, at_once))
         async with system:
             serving = asyncio.create_task(run())
             await _first_of(serving, stop)
@@ -120,6 +127,7 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Run:
         # Not "auto" elsewhere: it asks which address a request came in by, and a proxy's comes by loopback.
         host_origin_protection=is_loopback(config.server.host),
     )
+    app.add_middleware(SendElsewhere, probes=system.probes)
     _allow_bodies_of(app, config.resources.max_request_size_bytes + ENVELOPE_BYTES)
     listener = _Listener(
         uvicorn.Config(

@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from llmkg_otel._threads import in_daemon_thread
-from llmkg_otel.events import LifecycleChanged, Observer, ShutdownPhaseEnded
+from llmkg_otel.events import LifecycleChanged, Observer, ShutdownCounted, ShutdownPhaseEnded
+from llmkg_otel.shutdown.budget import UNWIND_SECONDS
 from llmkg_otel.shutdown.report import CancelledCall, Outcome, PhaseReport, ShutdownReport
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     from llmkg_otel.config import ShutdownConfig
 
-__all__ = ["Drainable", "Lifecycle", "LifecycleState", "ShutdownSequence"]
+__all__ = ["Drainable", "Lifecycle", "LifecycleState", "Save", "ShutdownSequence"]
 
-LifecycleState = Literal["starting", "serving", "lame_duck", "draining", "cleaning_up", "flushing", "stopped"]
-UNWIND_SECONDS = 1.0
-"""How long cancelled calls may take to end before their resources are cleaned up."""
+LifecycleState = Literal[
+    "starting", "serving", "lame_duck", "draining", "checkpointing", "cleaning_up", "flushing", "stopped"
+]
 
 T = TypeVar("T")
 
@@ -78,6 +79,13 @@ class Drainable(Protocol):
         ...
 
 
+class Save(NamedTuple):
+    """How the state is saved before its resources are cleaned up, and how many seconds that may take."""
+
+    run: Callable[[], Awaitable[object]]
+    timeout: float
+
+
 class _Ended(NamedTuple, Generic[T]):
     outcome: Outcome
     error: str | None = None
@@ -85,12 +93,13 @@ class _Ended(NamedTuple, Generic[T]):
 
 
 class ShutdownSequence:
-    """Lame duck, draining, cleaning up, flushing, stopped: each in its own time, come what may.
+    """Lame duck, draining, checkpointing, cleaning up, flushing: each in its own time, come what may.
 
     In the lame duck everything is still served; only the lifecycle state, and with it readiness, has
     changed. A phase or handler that fails or hangs is reported and the next one begins. Belongs to one
-    loop. `flush(timeout)` sends telemetry out and returns what went wrong, or None. Emits
-    LifecycleChanged when a phase begins and ShutdownPhaseEnded when it ends.
+    loop. `flush(timeout)` sends telemetry out and returns what went wrong, or None. Without `save` there
+    is no checkpointing. `patience` is the seconds from the start after which the shutdown forces itself.
+    Emits LifecycleChanged when a phase begins, ShutdownPhaseEnded when it ends, and ShutdownCounted.
     """
 
     def __init__(
@@ -101,6 +110,8 @@ class ShutdownSequence:
         calls: Drainable,
         flush: Callable[[float], Awaitable[str | None]],
         *,
+        save: Save | None = None,
+        patience: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -109,11 +120,15 @@ class ShutdownSequence:
         self._lifecycle = lifecycle
         self._calls = calls
         self._flush = flush
+        self._save = save
+        self._patience = patience
         self._clock = clock
         self._sleep = sleep
         self._handlers: list[tuple[str, Callable[[], object], float]] = []
         self._forced = asyncio.Event()
+        self._why_forced = "forced"
         self._cancelled: tuple[CancelledCall, ...] = ()
+        self._operations: Mapping[str, int] = {}
         self._running: asyncio.Task[ShutdownReport] | None = None
 
     def register(self, name: str, handler: Callable[[], object], timeout: float | None = None) -> None:
@@ -135,7 +150,7 @@ class ShutdownSequence:
         return await asyncio.shield(self._running)
 
     def force(self) -> None:
-        """Wait no longer: not for the lame duck, nor for calls, nor for handlers, which still begin.
+        """Wait no longer: not for the lame duck, nor for calls, a checkpoint or handlers, which still begin.
 
         The flush keeps its own deadline: what it sends is what explains the rest. Call it on the loop,
         before or while `run` runs.
@@ -144,14 +159,22 @@ class ShutdownSequence:
 
     async def _run(self) -> ShutdownReport:
         began = self._clock()
-        phases = (
-            await self._phase("lame_duck", self._lame_duck),
-            await self._phase("draining", self._drain),
-            await self._phase("cleaning_up", self._clean_up),
-            await self._phase("flushing", self._flush_telemetry),
-        )
+        out_of_time = asyncio.create_task(self._lose_patience())
+        phases = [await self._phase("lame_duck", self._lame_duck), await self._phase("draining", self._drain)]
+        if self._save is not None:
+            save, seconds = self._save
+            phases.append(await self._phase("checkpointing", lambda: self._within(save(), seconds)))
+        phases.append(await self._phase("cleaning_up", self._clean_up))
+        phases.append(await self._phase("flushing", self._flush_telemetry))
+        out_of_time.cancel()
         self._lifecycle.advance("stopped")
-        return ShutdownReport(self._clock() - began, phases, dict(self._calls.counts), self._cancelled)
+        return ShutdownReport(self._clock() - began, tuple(phases), self._operations, self._cancelled)
+
+    async def _lose_patience(self) -> None:
+        if self._patience is not None:
+            await self._sleep(self._patience)
+            self._why_forced = "the shutdown's time was up"
+            self._forced.set()
 
     async def _phase(self, name: LifecycleState, body: Callable[[], Awaitable[_Ended[Any]]]) -> PhaseReport:
         self._lifecycle.advance(name)
@@ -179,7 +202,7 @@ class ShutdownSequence:
         await self._within(self._calls.wait_idle(UNWIND_SECONDS), UNWIND_SECONDS)
         if ended.outcome == "failed" or not self._cancelled:
             return ended
-        why = "forced" if self._forced.is_set() else f"after {seconds:g} s"
+        why = self._why_forced if self._forced.is_set() else f"after {seconds:g} s"
         return _Ended("timed_out", f"calls cancelled: {len(self._cancelled)} ({why})")
 
     async def _clean_up(self) -> _Ended[None]:
@@ -195,6 +218,8 @@ class ShutdownSequence:
         return _Ended(next(each for each in worst if each in {*outcomes, "ok"}), "; ".join(errors) or None)
 
     async def _flush_telemetry(self) -> _Ended[str | None]:
+        self._operations = dict(self._calls.counts)  # once: the report says what the metric says
+        self._observer.on_event(ShutdownCounted(self._operations))
         seconds = self._config.flush_timeout_seconds
         ended = await self._within(self._flush(seconds), seconds, forceable=False)
         return _Ended("failed", ended.value) if ended.value else ended
@@ -215,7 +240,7 @@ class ShutdownSequence:
             task.cancel()
         if not in_time:
             forced = forceable and self._forced.is_set()
-            return _Ended("timed_out", "forced" if forced else f"not done within {seconds:g} s")
+            return _Ended("timed_out", self._why_forced if forced else f"not done within {seconds:g} s")
         if task.cancelled():
             return _Ended("failed", "cancelled from inside")
         error = task.exception()

@@ -19,14 +19,16 @@ __all__ = ["shutdown_signals"]
 def shutdown_signals(
     on_first: Callable[[], object],
     on_second: Callable[[], object],
+    at_once: Callable[[], object] = lambda: None,
     signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> Iterator[None]:
     """Call `on_first` at the first of these signals, `on_second` at each one after it, on the running loop.
 
     While the block runs it replaces the handlers that were there, also Python's KeyboardInterrupt; they
     are put back at its end. The callbacks run like those of `loop.call_soon`: they must not block, and a
-    task they start must be kept by somebody. Raises RuntimeError outside the main thread, the only one
-    in which Python handles signals.
+    task they start must be kept by somebody. `at_once` runs before the first of them in the signal handler
+    itself, so even while the loop is blocked: it must be safe between any two instructions. Raises
+    RuntimeError outside the main thread, the only one in which Python handles signals.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
@@ -37,7 +39,10 @@ def shutdown_signals(
     callbacks = iter((on_first,))
 
     def received(_signal: int, _frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(next(callbacks, on_second))
+        callback = next(callbacks, on_second)
+        if callback is on_first:
+            at_once()
+        loop.call_soon_threadsafe(callback)
 
     # Not loop.add_signal_handler: what it replaced cannot be put back.
     previous = {each: signal.signal(each, received) for each in signals}

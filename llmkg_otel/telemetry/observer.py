@@ -20,14 +20,18 @@ from opentelemetry.trace import (
 )
 
 from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, RejectedError, error_type
-from llmkg_otel.events import BreakerTransitioned, Event, LifecycleChanged, ShutdownPhaseEnded
+from llmkg_otel.events import (
+    BreakerTransitioned,
+    CheckpointEnded,
+    Event,
+    LifecycleChanged,
+    ShutdownPhaseEnded,
+)
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import Instruments
 from llmkg_otel.telemetry.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opentelemetry.metrics import Meter
 
     from llmkg_otel.call import Call
@@ -132,14 +136,11 @@ class TelemetryObserver:
                 self._opened_by[event.name] = get_current_span().get_span_context()
             elif isinstance(event, LifecycleChanged | ShutdownPhaseEnded):
                 self._trace_shutdown(event)
+            elif isinstance(event, CheckpointEnded):
+                self._trace_ended(semconv.CHECKPOINT_SPAN, event)
             self._records.write(event)
         except Exception as problem:  # noqa: BLE001
             self._hook_failed("on_event", problem)
-
-    def shutdown_counted(self, outcomes: Mapping[str, int]) -> None:
-        """Record what became of the calls that met the shutdown: drained, cancelled, refused."""
-        for outcome, count in outcomes.items():
-            self._instruments.shutdown_operations.add(count, {"outcome": outcome})
 
     def alerts_evaluated(self, seconds: float) -> None:
         """Record one evaluation of the alert rules."""
@@ -175,17 +176,18 @@ class TelemetryObserver:
         elif self._shutdown_span is None:
             return
         elif isinstance(event, ShutdownPhaseEnded):
-            phase = self._tracer.start_span(
-                f"{semconv.SHUTDOWN_SPAN}.{event.phase}",
-                set_span_in_context(self._shutdown_span),
-                start_time=time.time_ns() - int(event.seconds * 1e9),
-            )
-            if event.error is not None:
-                phase.set_status(Status(StatusCode.ERROR, event.error))
-            phase.end()
+            self._trace_ended(f"{semconv.SHUTDOWN_SPAN}.{event.phase}", event)
         elif event.state == "flushing":
             self._shutdown_span.end()
             self._shutdown_span = None
+
+    def _trace_ended(self, name: str, event: ShutdownPhaseEnded | CheckpointEnded) -> None:
+        """Write a span of what is over, in a shutdown as a child of its span."""
+        parent = None if self._shutdown_span is None else set_span_in_context(self._shutdown_span)
+        span = self._tracer.start_span(name, parent, start_time=time.time_ns() - int(event.seconds * 1e9))
+        if event.error is not None:
+            span.set_status(Status(StatusCode.ERROR, event.error))
+        span.end()
 
     def _close(self, call: Call) -> None:
         if not call.span_owner or call.span is None:

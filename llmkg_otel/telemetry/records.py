@@ -12,6 +12,7 @@ from llmkg_otel.errors import RateLimitedError, RejectedError
 from llmkg_otel.events import (
     AlertChanged,
     BreakerTransitioned,
+    CheckpointEnded,
     ConnectionCreated,
     ConnectionUsed,
     ConnectionWaited,
@@ -24,6 +25,7 @@ from llmkg_otel.events import (
     PermitWaited,
     RetryScheduled,
     SheddingLimitChanged,
+    ShutdownCounted,
     ShutdownPhaseEnded,
     TimeLimitIgnored,
 )
@@ -189,6 +191,18 @@ class Records:
         self._instruments.shutdown_phase_duration.record(event.seconds, {"phase": event.phase})
         if event.error is not None:
             _log.error("shutdown phase %s: %s", event.phase, event.error)
+
+    @write.register
+    def _(self, event: ShutdownCounted) -> None:
+        for outcome, count in event.operations.items():
+            self._instruments.shutdown_operations.add(count, {"outcome": outcome})
+
+    @write.register
+    def _(self, event: CheckpointEnded) -> None:
+        if event.error is None:
+            _log.info("%s saved in %.3f s", event.name, event.seconds)
+        else:
+            _log.error("no checkpoint saved: %s", event.error)
 
     @write.register
     def _(self, event: AlertChanged) -> None:

@@ -59,6 +59,7 @@ LIFECYCLE_STATES = (
     "serving",
     "lame_duck",
     "draining",
+    "checkpointing",
     "cleaning_up",
     "flushing",
     "stopped",
@@ -83,6 +84,7 @@ ALERT_RESOLVED = "llmkg.alert.resolved"
 # Spans
 ATTEMPT_SPAN = "llmkg.attempt"
 SHUTDOWN_SPAN = "llmkg.shutdown"
+CHECKPOINT_SPAN = "llmkg.checkpoint"
 
 DURATION_BUCKETS = (
     0.0005,

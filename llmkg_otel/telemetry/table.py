@@ -87,7 +87,16 @@ SPANS = (
     ),
     Entry(semconv.SHUTDOWN_SPAN, "INTERNAL", (), "A graceful shutdown, up to the flush that sends the span."),
     Entry(
-        f"{semconv.SHUTDOWN_SPAN}.{{phase}}", "INTERNAL", (), "Its phases: lame_duck, draining, cleaning_up."
+        f"{semconv.SHUTDOWN_SPAN}.{{phase}}",
+        "INTERNAL",
+        (),
+        "Its phases: lame_duck, draining, checkpointing, cleaning_up.",
+    ),
+    Entry(
+        semconv.CHECKPOINT_SPAN,
+        "INTERNAL",
+        (),
+        "Saving a checkpoint; the last one is a child of the shutdown's span.",
     ),
     Entry(
         "{method}",

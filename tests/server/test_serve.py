@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
@@ -20,14 +20,9 @@ from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.servers import RunningServer, Servers
+    from support.servers import Servers
 
 PARIS = {"subject": "Paris", "predicate": "capital_of", "object": "France"}
-
-
-def report_of(server: RunningServer) -> dict[str, Any]:
-    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-    return next(line["report"] for line in lines if "report" in line)
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto", "2026-07-28"])
@@ -92,7 +87,7 @@ async def test_a_sigterm_under_load_loses_no_acknowledged_write(servers: Servers
         task.exception()
 
     assert set(refused) <= {"draining"}
-    report = report_of(server)
+    report = server.report()
     assert report["clean"]
     assert report["operations"]["cancelled"] == 0
     engine = EmbeddedKnowledgeEngine(tmp_path / "k.db")
@@ -111,7 +106,7 @@ async def test_a_second_signal_cuts_the_lame_duck_short(servers: Servers) -> Non
     async with Client(server.mcp_url) as client:
         assert not (await client.call_tool("store_fact", PARIS)).is_error  # still served
     assert await asyncio.to_thread(server.terminate) == 1  # not a clean end, and says so
-    assert report_of(server)["phases"][0]["seconds"] < 600
+    assert server.report()["phases"][0]["seconds"] < 600
 
 
 async def test_tokens_guard_mcp_and_name_the_user_that_limits_count(servers: Servers) -> None:

@@ -13,7 +13,7 @@ from llmkg_otel.config import ShutdownConfig
 from llmkg_otel.events import LifecycleChanged, ShutdownPhaseEnded
 from llmkg_otel.shutdown.calls import ActiveCalls
 from llmkg_otel.shutdown.report import CancelledCall, PhaseReport, ShutdownReport
-from llmkg_otel.shutdown.sequence import Drainable, Lifecycle, LifecycleState, ShutdownSequence
+from llmkg_otel.shutdown.sequence import Drainable, Lifecycle, LifecycleState, Save, ShutdownSequence
 from llmkg_otel.telemetry import semconv
 
 if TYPE_CHECKING:
@@ -352,6 +352,35 @@ async def test_force_from_the_beginning_waits_for_nothing_but_begins_every_handl
     assert begun == ["async", "sync"]
     assert outcomes(report)["cleaning_up"] == ("timed_out", "async: forced; sync: forced")
     assert (report.total_duration, world.flushed) == (0.0, [5.0])
+
+
+async def test_the_state_is_saved_after_the_drain_and_before_the_clean_up() -> None:
+    world, order = World(lame_duck=0), []
+
+    async def save() -> None:
+        order.append(("saved", world.lifecycle.state))
+
+    world.sequence._save = Save(save, 8)
+    world.sequence.register("engine", lambda: order.append(("closed", world.lifecycle.state)))
+    report = await world.sequence.run()
+    assert order == [("saved", "checkpointing"), ("closed", "cleaning_up")]
+    assert [each.name for each in report.phases] == [*PHASES[:2], "checkpointing", *PHASES[2:]]
+    assert report.clean
+
+
+@pytest.mark.parametrize(("forced", "outcome"), [(False, "not done within 8 s"), (True, "forced")])
+async def test_a_save_that_hangs_is_cut_at_its_timeout_or_when_forced(forced: bool, outcome: str) -> None:
+    world, order = World(lame_duck=0), []
+    world.sequence._save = Save(hang, 8)
+    world.sequence.register("engine", lambda: order.append("closed"))
+    running = world.begin()
+    await settle()
+    if forced:
+        world.sequence.force()
+    await world.time.advance(8)
+    report = await running
+    assert outcomes(report) == {"checkpointing": ("timed_out", outcome)}
+    assert order == ["closed"]
 
 
 async def test_two_runs_get_one_shutdown_and_the_same_report() -> None:

@@ -23,9 +23,13 @@ def python(program: str) -> subprocess.Popen[str]:
 
 async def test_the_first_signal_of_either_kind_begins_and_each_later_one_forces() -> None:
     seen: asyncio.Queue[str] = asyncio.Queue()
-    with shutdown_signals(lambda: seen.put_nowait("first"), lambda: seen.put_nowait("again")):
+    at_once = []
+    with shutdown_signals(
+        lambda: seen.put_nowait("first"), lambda: seen.put_nowait("again"), lambda: at_once.append(1)
+    ):
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), each)
+        assert at_once == [1]  # the loop has not had a turn
         assert [await seen.get() for _ in range(3)] == ["first", "again", "again"]
 
 

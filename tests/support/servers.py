@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 DEADLINE_SECONDS = 20.0
 SCRIPTS = Path(sys.executable).parent
@@ -36,6 +39,13 @@ def http_get(url: str, headers: dict[str, str] | None = None) -> Answer:
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, dict(error.headers), error.read().decode())
+
+
+def spare_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now; all are held at once, so they differ."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -68,7 +78,15 @@ class RunningServer:
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
-        return http_get(f"{self.ops_url}/readyz").status == 200
+        with contextlib.suppress(urllib.error.URLError):  # not listening yet
+            return http_get(f"{self.ops_url}/readyz").status == 200
+        return False
+
+    def report(self) -> dict[str, Any]:
+        """Return the shutdown report, as the last lines of the log tell it."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        report: dict[str, Any] = next(line["report"] for line in lines if "report" in line)
+        return report
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -80,13 +98,20 @@ class Servers:
     directory: Path
     started: list[RunningServer] = field(default_factory=list)
 
-    def start(self, *arguments: str, env: dict[str, str] | None = None, wait: bool = True) -> RunningServer:
+    def start(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        wait: bool = True,
+        program: Sequence[str] = (str(SCRIPTS / "llmkg-otel"),),
+        engine: str = "k.db",
+    ) -> RunningServer:
         """Start `llmkg-otel serve`; OTEL_INSTRUMENT in `env` runs it under opentelemetry-instrument."""
         log = self.directory / f"server-{len(self.started)}.log"
         environment = {"LLMKG_SHUTDOWN__LAME_DUCK_SECONDS": "0", **(env or {})}
         instrumented = environment.pop("OTEL_INSTRUMENT", None) is not None
-        command = [str(SCRIPTS / "llmkg-otel"), "serve", "--port", "0", "--ops-port", "0", *arguments]
-        command += ["--engine-path", str(self.directory / "k.db")]
+        command = [*program, "serve", "--port", "0", "--ops-port", "0", *arguments]
+        command += ["--engine-path", str(self.directory / engine)]
         if instrumented:
             command = [str(SCRIPTS / "opentelemetry-instrument"), *command]
         with log.open("wb") as output:

@@ -141,7 +141,7 @@ def test_a_processs_second_system_is_measured_and_read_as_the_first_was(provider
     found = facts(SECOND.format(provider=provider))
     assert found["first"] == found["second"]
     assert found["second"]["calls"] == found["second"]["breakers"] == 1
-    assert found["second"]["states"] == ["serving", 7]
+    assert found["second"]["states"] == ["serving", 8]
     assert sorted(found["second"]["theirs"]) == ([0] * 6 + [1] if provider else [])
 
 
