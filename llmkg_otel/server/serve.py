@@ -61,10 +61,10 @@ async def serve(system: ProductionSystem, *, transport: Literal["http", "stdio"]
     with contextlib.ExitStack() as stack:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_SECONDS)
+        _serve_grpc_health(system, stack)
         run = _http(system, stack) if transport == "http" else _stdio(system)
         ops = stack.enter_context(OpsServer(system))
         _log.info("operators' port: %s", ops.url)
-        _serve_grpc_health(system, stack)
         stack.enter_context(shutdown_signals(stop.set, system.force_shutdown))
         async with system:
             serving = asyncio.create_task(run)
