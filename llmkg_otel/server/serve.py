@@ -75,11 +75,11 @@ async def serve(
     with contextlib.ExitStack() as stack:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_SECONDS)
+        _serve_grpc_health(system, stack)
         run = _http(system, stack) if transport == "http" else _stdio(system)
         if transport == "http" or "ops_port" in system.config.server.model_fields_set:
             ops = stack.enter_context(OpsServer(system))
             _log.info("operators' port: %s", ops.url)
-        _serve_grpc_health(system, stack)
         stack.enter_context(shutdown_signals(stop.set, system.force_shutdown, at_once))
         async with system:
             serving = asyncio.create_task(run())

@@ -59,9 +59,10 @@ class ExportWatch(logging.Handler):
         self._logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note a record about exporting; let the last resort have it, which a handler keeps from it."""
+        """Note what is about exporting; let the last resort have it all, which a handler keeps from it."""
         if record.name.startswith(EXPORTING) and not str(record.msg).startswith(TRANSIENT):
             self._last = self._clock(), record.getMessage()[:MESSAGE_LENGTH]
-        alone = self._logger.handlers == [self] and not logging.getLogger().handlers
-        if alone and logging.lastResort is not None:
+        handlers = [*self._logger.handlers, *logging.getLogger().handlers]
+        unheard = all(isinstance(each, ExportWatch) for each in handlers)
+        if unheard and handlers[0] is self and logging.lastResort is not None:
             logging.lastResort.handle(record)

@@ -12,6 +12,7 @@ import pytest
 from support.servers import http_get
 
 from llmkg_otel.config import HealthCheckConfig, ServerConfig
+from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.server.ops import OpsServer
 from llmkg_otel.server.serve import SWITCH_SECONDS, serve
 
@@ -65,6 +66,16 @@ async def test_liveness_fails_once_the_loop_has_been_blocked_for_five_seconds_an
         await system.shutdown()
     assert (alive.status, ready.status) == (503, 200)
     assert alive.body.startswith("the event loop has been blocked for 6.")
+
+
+async def test_grpc_health_without_its_extra_is_an_error_that_names_it(
+    make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "llmkg_otel.server.grpc_health", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc_health.v1", None)
+    system = make_system(server=ServerConfig(port=0, ops_port=0, grpc_health_port=0))
+    with pytest.raises(ConfigurationError, match=r"pip install 'llmkg-otel\[grpc-health\]'"):
+        await serve(system)
 
 
 async def test_threads_take_turns_more_often_while_serving(make_system: MakeSystem) -> None:
