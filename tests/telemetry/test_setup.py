@@ -142,7 +142,7 @@ def test_a_processs_second_system_is_measured_and_read_as_the_first_was(provider
     assert found["first"] == found["second"]
     assert found["second"]["calls"] == found["second"]["breakers"] == 1
     assert found["second"]["states"] == ["serving", 8]
-    assert sorted(found["second"]["theirs"]) == ([0] * 6 + [1] if provider else [])
+    assert sorted(found["second"]["theirs"]) == ([0] * 7 + [1] if provider else [])
 
 
 def test_the_second_systems_logs_are_exported_too_and_once() -> None:
