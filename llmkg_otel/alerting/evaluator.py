@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from llmkg_otel.alerting.alert_state import ActiveAlert, Alerts, alert_series, next_alerts
-from llmkg_otel.alerting.promql import EvaluationError
+from llmkg_otel.alerting.promql import EvaluationError, SharedResults
 from llmkg_otel.alerting.promql.values import METRIC_NAME, labels_of
 from llmkg_otel.alerting.rules import AlertRule, RecordingRule
 from llmkg_otel.events import AlertChanged
@@ -17,6 +17,7 @@ from llmkg_otel.events import AlertChanged
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from llmkg_otel.alerting.promql.values import Vector
     from llmkg_otel.alerting.rules import RuleGroup
     from llmkg_otel.alerting.samples import SampleStore
     from llmkg_otel.events import Observer
@@ -54,7 +55,8 @@ class AlertEvaluator:
     """Evaluates rule groups on a store's samples and reports alerts that fire or are resolved.
 
     `evaluate` belongs to one thread at a time (a second waits); `active`, `states` and `errors` may be
-    called on any, and never wait for an evaluation. `clock` gives seconds since the epoch. Emits
+    called on any, and never wait for an evaluation. `clock` gives seconds since the epoch; `interval_seconds`
+    is the step of subqueries that have none, as Prometheus' global evaluation_interval. Emits
     AlertChanged when an alert begins to fire and when a firing one is resolved.
     """
 
@@ -64,12 +66,17 @@ class AlertEvaluator:
         store: SampleStore,
         observer: Observer,
         clock: Callable[[], float] = time.time,
+        *,
+        interval_seconds: float = 60.0,
     ) -> None:
         self._store = store
         self._observer = observer
         self._clock = clock
+        self._interval = interval_seconds
         self._evaluating = Lock()
         self._groups = [(group, [_Rule(group, rule, "") for rule in group.rules]) for group in groups]
+        recorded = {rule.name for group in groups for rule in group.rules if isinstance(rule, RecordingRule)}
+        self._written = frozenset(recorded | {"ALERTS", "ALERTS_FOR_STATE"})
         self._due: list[float | None] = [None] * len(self._groups)
         for number, (_, rules) in enumerate(self._groups):
             for position, state in enumerate(rules):
@@ -83,10 +90,11 @@ class AlertEvaluator:
         """
         at = self._clock() if now is None else now
         with self._evaluating:
+            shared = SharedResults(self._written)
             for number, (group, rules) in enumerate(self._groups):
                 if self._is_due(number, group, at):
                     for state in rules:
-                        self._evaluate_rule(state, at)
+                        self._evaluate_rule(state, at, shared)
 
     def active(self) -> tuple[ActiveAlert, ...]:
         """Return the alerts that are pending or firing now."""
@@ -124,13 +132,13 @@ class AlertEvaluator:
         self._due[number] = following + interval
         return True
 
-    def _evaluate_rule(self, state: _Rule, now: float) -> None:
+    def _evaluate_rule(self, state: _Rule, now: float, shared: SharedResults) -> None:
         rule = state.rule
         try:
             if isinstance(rule, AlertRule):
-                self._evaluate_alert(state, rule, now)
+                self._evaluate_alert(state, rule, now, self._answer(rule, now, shared))
             else:
-                self._record(state, rule, now)
+                self._record(state, rule, now, self._answer(rule, now, shared))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other rules
             if state.failure is None:
                 _logger.warning("Alert rule %s cannot be evaluated: %s", rule.name, error)
@@ -138,9 +146,11 @@ class AlertEvaluator:
         else:
             state.failure = None
 
-    def _evaluate_alert(self, state: _Rule, rule: AlertRule, now: float) -> None:
-        samples = rule.expression.evaluate(self._store, now)
-        transition = next_alerts(rule, state.alerts, samples, now)
+    def _answer(self, rule: AlertRule | RecordingRule, now: float, shared: SharedResults) -> Vector:
+        return rule.expression.evaluate(self._store, now, step_seconds=self._interval, shared=shared)
+
+    def _evaluate_alert(self, state: _Rule, rule: AlertRule, now: float, vector: Vector) -> None:
+        transition = next_alerts(rule, state.alerts, vector, now)
         state.alerts = transition.alerts
         self._store.append(now, alert_series(rule, transition.alerts), source=state.source)
         for alert in transition.fired:
@@ -148,8 +158,7 @@ class AlertEvaluator:
         for alert in transition.resolved:
             self._observer.on_event(_changed(alert, firing=False))
 
-    def _record(self, state: _Rule, rule: RecordingRule, now: float) -> None:
-        vector = rule.expression.evaluate(self._store, now)
+    def _record(self, state: _Rule, rule: RecordingRule, now: float, vector: Vector) -> None:
         recorded = {}
         for labels, value in vector:
             named = dict(labels) | dict(rule.labels)

@@ -13,6 +13,7 @@ __all__ = ["FUNCTIONS", "TemplateError", "go_float", "go_value", "unsupported_ve
 _VERB = re.compile(r"%(?P<flags>[-+ 0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<verb>.?)", re.DOTALL)
 _TITLE_WORD = re.compile(r"([\d_]*)([^\W\d_])(\w*(?:['.:\u2019]\w+)*)")
 _SMALL = "munpfazy"
+_WIDEST = 100  # a width of a billion would be a text of a billion spaces
 
 
 class TemplateError(Exception):
@@ -140,7 +141,8 @@ def unsupported_verb(form: str) -> str | None:
     for found in _VERB.finditer(form):
         verb, precision = found["verb"], found["precision"]
         plain = precision is None and set(found["flags"]) <= {"-"}
-        exact = (
+        wide = max(int(found["width"] or 0), int(precision or 0)) > _WIDEST
+        exact = not wide and (
             verb in ("f", "e", "%")
             or (verb == "g" and (precision is not None or plain))
             or (verb == "d" and precision is None)

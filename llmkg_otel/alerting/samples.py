@@ -5,15 +5,19 @@ One ring per series, 16 bytes a point: 1,000 series with 1,000 points each hold 
 
 from __future__ import annotations
 
+import logging
 import struct
 from array import array
 from bisect import bisect_right
+from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from llmkg_otel.alerting.promql.evaluation import MAX_SAMPLES
 from llmkg_otel.alerting.promql.matchers import Matcher, match_all
 from llmkg_otel.alerting.promql.values import (
     METRIC_NAME,
+    EvaluationError,
     Labels,
     Sample,
     Series,
@@ -32,49 +36,73 @@ _STALE: float = struct.unpack("<d", struct.pack("<Q", _STALE_BITS))[0]
 """A quiet NaN of our own: Prometheus' marker is a signalling one, which not every processor keeps."""
 
 
+_STALE_BYTES = struct.pack("<d", _STALE)
+_REMEMBERED_SELECTIONS = 1024  # of one metric name
+
+_logger = logging.getLogger(__name__)
+
+
 def _is_stale(value: float) -> bool:
-    return value != value and struct.pack("<d", value) == struct.pack("<Q", _STALE_BITS)  # noqa: PLR0124
+    return value != value and struct.pack("<d", value) == _STALE_BYTES  # noqa: PLR0124
 
 
 class _Ring:
-    """One series' points: times in milliseconds, rising, and values beside them."""
+    """One series' points: times in milliseconds, rising, and values beside them.
 
-    __slots__ = ("markers", "times", "values")
+    `markers` counts the stale markers among them, `falls` the values below the one before.
+    """
+
+    __slots__ = ("falls", "markers", "times", "values")
 
     def __init__(self) -> None:
         self.times = array("q")
         self.values = array("d")
-        self.markers = 0
+        self.markers = self.falls = 0
 
     def append(self, time: int, value: float, oldest: int, max_points: int) -> None:
         """Add a point unless one of this or a later time is there; drop what is too old or too much."""
-        if self.times and time <= self.times[-1]:
-            return
-        self.times.append(time)
-        self.values.append(value)
+        times, values = self.times, self.values
+        if times:
+            if time <= times[-1]:
+                return
+            self.falls += value < values[-1]
+        times.append(time)
+        values.append(value)
         self.markers += _is_stale(value)
-        surplus = max(bisect_right(self.times, oldest), len(self.times) - max_points)
-        if surplus > 0:
-            self.markers -= sum(map(_is_stale, self.values[:surplus]))
-            del self.times[:surplus]
-            del self.values[:surplus]
+        if times[0] <= oldest or len(times) > max_points:
+            self._drop(max(bisect_right(times, oldest), len(times) - max_points))
 
-    def newest(self, at: int, oldest: int) -> float | None:
-        """Return the newest value in (oldest, at], None when there is none or it is a stale marker."""
-        index = bisect_right(self.times, at) - 1
-        if index < 0 or self.times[index] <= oldest:
+    def _drop(self, surplus: int) -> None:
+        self.markers -= sum(map(_is_stale, self.values[:surplus]))
+        if self.falls:
+            self.falls -= sum(after < before for before, after in pairwise(self.values[: surplus + 1]))
+        del self.times[:surplus]
+        del self.values[:surplus]
+
+    def newest(self, at: int, oldest: int) -> int:
+        """Return the index of the newest value in (oldest, at], -1 when there is none or it is a marker."""
+        times = self.times
+        index = len(times) - 1 if times[-1] <= at else bisect_right(times, at) - 1
+        return -1 if index < 0 or times[index] <= oldest or _is_stale(self.values[index]) else index
+
+    def window(self, labels: Labels, start: int, end: int) -> Series | None:
+        """Return the points in (start, end] that are no stale markers, None when there are none."""
+        times = self.times
+        low = bisect_right(times, start)
+        high = len(times) if times[-1] <= end else bisect_right(times, end)
+        if low >= high:
             return None
-        value = self.values[index]
-        return None if _is_stale(value) else value
-
-    def window(self, start: int, end: int) -> tuple[Sequence[int], Sequence[float]]:
-        """Return the points in (start, end] that are no stale markers."""
-        low, high = bisect_right(self.times, start), bisect_right(self.times, end)
-        times, values = self.times[low:high], self.values[low:high]
         if self.markers == 0:
-            return times, values
-        kept = [index for index, value in enumerate(values) if not _is_stale(value)]
-        return [times[index] for index in kept], [values[index] for index in kept]
+            return Series(labels, times[low:high], self.values[low:high], self.falls == 0)
+        kept = [index for index in range(low, high) if not _is_stale(self.values[index])]
+        return (
+            Series(labels, [times[index] for index in kept], [self.values[index] for index in kept])
+            if kept
+            else None
+        )
+
+
+_Selected = list[tuple[Labels, _Ring]]
 
 
 class SampleStore:
@@ -82,15 +110,20 @@ class SampleStore:
 
     `retention_seconds` (above 0) is how long a point is kept after the newest collection, and `max_points`
     (at least 1) how many a series keeps; a series without a point for that long is forgotten, an eighth
-    of it later at most. Thread-safe: appended on one thread, read on another; what is read is a copy.
+    of it later at most. New series beyond `max_series` are left out, with one warning. Thread-safe:
+    appended on one thread, read on another; what is read is a copy.
     """
 
-    def __init__(self, retention_seconds: float, max_points: int) -> None:
+    def __init__(self, retention_seconds: float, max_points: int, max_series: int = 100_000) -> None:
         self.retention_seconds = retention_seconds
         self._retention = round(retention_seconds * 1000)
         self._max_points = max_points
+        self._max_series = max_series
+        self._count = 0
+        self._is_full = False
         self._lock = Lock()
         self._by_name: dict[str, dict[Labels, _Ring]] = {}
+        self._selections: dict[str | None, dict[tuple[Matcher, ...], _Selected]] = {}
         self._present: dict[str, set[Labels]] = {}
         self._forget_at: int | None = None
 
@@ -122,16 +155,35 @@ class SampleStore:
                 self._forget_at = now + self._retention // 8
 
     def _add(self, name: str, key: Labels, now: int, value: float) -> None:
-        rings = self._by_name.setdefault(name, {})
-        ring = rings.get(key)
+        rings = self._by_name.get(name)
+        ring = None if rings is None else rings.get(key)
         if ring is None:
-            ring = rings[key] = _Ring()
+            if self._count >= self._max_series:
+                self._refuse()
+                return
+            self._count += 1
+            ring = self._by_name.setdefault(name, {})[key] = _Ring()
+            self._changed(name)
         ring.append(now, value, now - self._retention, self._max_points)
+
+    def _refuse(self) -> None:
+        if not self._is_full:
+            self._is_full = True
+            _logger.warning("Samples for alerts: %d series are kept, others are left out", self._max_series)
+
+    def _changed(self, name: str) -> None:
+        self._selections.pop(name, None)
+        self._selections.pop(None, None)
 
     def _forget(self, oldest: int) -> None:
         for name, rings in list(self._by_name.items()):
-            for key in [key for key, ring in rings.items() if ring.times[-1] <= oldest]:
+            gone = [key for key, ring in rings.items() if ring.times[-1] <= oldest]
+            for key in gone:
                 del rings[key]
+            if gone:
+                self._count -= len(gone)
+                self._is_full = False
+                self._changed(name)
             if not rings:
                 del self._by_name[name]
 
@@ -145,29 +197,61 @@ class SampleStore:
         end = round(at * 1000)
         start = end - round(lookback * 1000)
         with self._lock:
-            found = ((key, ring.newest(end, start)) for key, ring in self._matching(name, matchers))
-            return [Sample(key, value) for key, value in found if value is not None]
+            return [
+                Sample(labels, ring.values[index])
+                for labels, ring in self._selected(name, matchers)
+                if (index := ring.newest(end, start)) >= 0
+            ]
+
+    def timestamps(
+        self, name: str | None, matchers: Sequence[Matcher], at: float, lookback: float = 300.0
+    ) -> Vector:
+        """Return the times, in seconds, of the values that `instant` gives."""
+        end = round(at * 1000)
+        start = end - round(lookback * 1000)
+        with self._lock:
+            return [
+                Sample(labels, ring.times[index] / 1000)
+                for labels, ring in self._selected(name, matchers)
+                if (index := ring.newest(end, start)) >= 0
+            ]
 
     def range(
         self, name: str | None, matchers: Sequence[Matcher], start_exclusive: float, end: float
     ) -> list[Series]:
         """Return each matching series' points in (start_exclusive, end], seconds, without stale markers.
 
-        Times in the result are milliseconds; a series without a point there is left out.
+        Times in the result are milliseconds; a series without a point there is left out. Raises
+        EvaluationError when there are more points than one expression may read.
         """
         first, last = round(start_exclusive * 1000), round(end * 1000)
+        found, points = [], 0
         with self._lock:
-            found = ((key, *ring.window(first, last)) for key, ring in self._matching(name, matchers))
-            return [Series(key, times, values) for key, times, values in found if times]
+            for labels, ring in self._selected(name, matchers):
+                series = ring.window(labels, first, last)
+                if series is not None:
+                    found.append(series)
+                    points += len(series.times)
+                    if points > MAX_SAMPLES:
+                        raise EvaluationError(f"a selector would read more than {MAX_SAMPLES:,} samples")
+        return found
 
     def __len__(self) -> int:
         """How many series are kept."""
         with self._lock:
             return sum(map(len, self._by_name.values()))
 
-    def _matching(self, name: str | None, matchers: Sequence[Matcher]) -> Iterable[tuple[Labels, _Ring]]:
+    def _selected(self, name: str | None, matchers: Sequence[Matcher]) -> _Selected:
+        """Return the series that match; remembered until the name's series change."""
+        key = tuple(matchers)
+        known = self._selections.setdefault(name, {})
+        selected = known.get(key)
+        if selected is None:
+            if len(known) >= _REMEMBERED_SELECTIONS:
+                known.clear()
+            selected = known[key] = self._select(name, key)
+        return selected
+
+    def _select(self, name: str | None, matchers: Sequence[Matcher]) -> _Selected:
         groups = self._by_name.values() if name is None else [self._by_name.get(name, {})]
-        for rings in groups:
-            for key, ring in rings.items():
-                if match_all(key, matchers):
-                    yield key, ring
+        return [item for rings in groups for item in rings.items() if match_all(item[0], matchers)]

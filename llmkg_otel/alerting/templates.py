@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.formats import FUNCTIONS, TemplateError, go_value, unsupported_verb
+from llmkg_otel.alerting.promql import EvaluationError
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _WORD = re.compile(
     )""",
     re.VERBOSE,
 )
+_LONGEST = 64 * 1024
 _ESCAPES = {"\\n": "\n", "\\t": "\t", '\\"': '"', "\\\\": "\\"}
 
 Value = str | float | int | dict[str, str]
@@ -61,15 +63,19 @@ class Template:
         """Return the text for an alert's labels (with the metric's name) and value.
 
         A function that cannot take its argument puts `<error expanding template: ...>` in its stead, for
-        the whole text, as Prometheus does.
+        the whole text, as Prometheus does. Raises EvaluationError when the text is longer than 64 Ki: a
+        rule on ALERTS could double its own label at every evaluation.
         """
         named = dict(labels)
         try:
-            return "".join(
+            text = "".join(
                 part if isinstance(part, str) else go_value(part(named, value)) for part in self._parts
             )
         except TemplateError as error:
             return f"<error expanding template: {error}>"
+        if len(text) > _LONGEST:
+            raise EvaluationError(f"a template expands to {len(text):,} characters; at most {_LONGEST:,}")
+        return text
 
 
 def _split(text: str) -> list[str | Part]:

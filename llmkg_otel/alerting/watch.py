@@ -45,8 +45,8 @@ class AlertWatch:
             _log.warning("%s", warning)
         groups = [group for file in files for group in file.groups] if monitoring.enable_alerting else []
         store = SampleStore(retention, monitoring.max_metric_points)
-        self._evaluator = AlertEvaluator(groups, store, observer)
         interval = monitoring.alert_check_interval_seconds
+        self._evaluator = AlertEvaluator(groups, store, observer, interval_seconds=interval)
         self._loop = AlertLoop(self._evaluator, store, collect, interval, on_evaluated=on_evaluated)
         self._enabled = bool(groups)
 

@@ -4,15 +4,27 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import promtool3 as cache
 from support.prometheus import Promtool, Recorder
 
 
-@pytest.fixture
-def promtool(tmp_path: Path) -> Promtool:
-    path = shutil.which("promtool")
+@pytest.fixture(params=["2.42", "3.5"])
+def promtool(tmp_path: Path, request: pytest.FixtureRequest) -> Promtool:
+    """Debian's promtool, and one of the version that is the reference."""
+    path = shutil.which("promtool") if request.param == "2.42" else cache.find()
     if path is None:
-        pytest.skip("promtool (Debian package prometheus) is not installed")
+        pytest.skip(
+            f"promtool {request.param} is not here: Debian's prometheus, or tests/support/promtool3.py"
+        )
     return Promtool(path, tmp_path)
+
+
+@pytest.fixture
+def promtool3(tmp_path_factory: pytest.TempPathFactory) -> Promtool:
+    path = cache.find()
+    if path is None:
+        pytest.skip("promtool 3.5 is not here: `python tests/support/promtool3.py` builds it")
+    return Promtool(path, tmp_path_factory.mktemp("promtool"))
 
 
 @pytest.fixture

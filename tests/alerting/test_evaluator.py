@@ -6,7 +6,7 @@ import pytest
 from support.prometheus import Promtool, Recorder, agree, labels_of, values_of, vector_of
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator
-from llmkg_otel.alerting.promql import Expression
+from llmkg_otel.alerting.promql import EvaluationError, Expression
 from llmkg_otel.alerting.rules import RuleGroup, load_rules
 from llmkg_otel.alerting.samples import SampleStore
 
@@ -18,9 +18,17 @@ groups:
   - record: job:bad:max
     expr: max by (job) (bad)
     labels: {from: rule}
+  - record: counted
+    expr: counted + 1 or vector(0)
+  - record: even
+    expr: odd + 1 or vector(0)
+  - record: peak
+    expr: max_over_time(bad[5m:])
 - name: alerts
   interval: 59s
   rules:
+  - record: odd
+    expr: even + 1
   - alert: Now
     expr: bad > 0
     labels: {severity: page, worst: "{{ $value }}"}
@@ -64,12 +72,15 @@ def test_alerts_are_pending_and_firing_at_the_same_instants_as_in_promtool(
     promtool: Promtool, recorder: Recorder, tmp_path: Path
 ) -> None:
     steps = 25
-    queries = ("ALERTS", "ALERTS_FOR_STATE", "job:bad:max", '{__name__=~"bad|job.*"}')
+    recorded = (
+        '{__name__=~"bad|job.*|counted|even|odd|peak"}'  # counted reads itself, even and odd each other
+    )
+    queries = ("ALERTS", "ALERTS_FOR_STATE", "job:bad:max", recorded)
     questions = [(query, step * INTERVAL) for step in range(steps) for query in queries]
     theirs = promtool.vectors(BAD, INTERVAL, questions, RULES)
 
     store = SampleStore(1e6, 1000)
-    evaluator = AlertEvaluator(groups(tmp_path, RULES), store, recorder)
+    evaluator = AlertEvaluator(groups(tmp_path, RULES), store, recorder, interval_seconds=INTERVAL)
     ours = []
     points = [(name, values_of(values)) for name, values in BAD]
     for step in range(steps):
@@ -168,6 +179,53 @@ def test_a_rule_that_fails_is_unknown_and_the_others_go_on(tmp_path: Path, recor
     evaluator.evaluate(60)
     assert evaluator.errors() == ()
     assert recorder.names() == [("Broken", True), ("Works", True)]
+
+
+def test_a_rule_that_makes_its_own_label_longer_every_time_fails_before_it_fills_the_memory(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    store = SampleStore(3600, 100)
+    twice = "label_replace(r, 'x', '$1$1', 'x', '(.*)') or label_replace(vector(1), 'x', 'y', '', '')"
+    text = bare(f"""- {{record: r, expr: "{twice}"}}
+- alert: A
+  expr: ALERTS or vector(1)
+  labels: {{x: "{{{{ $labels.x }}}}{{{{ $labels.x }}}}y", alertstate: ""}}""")
+    evaluator = AlertEvaluator(groups(tmp_path, text), store, recorder)
+    failures = set()
+    for at in range(30):
+        evaluator.evaluate(at)
+        failures |= {(failure.rule, type(failure.error)) for failure in evaluator.errors()}
+    assert failures == {("r", EvaluationError), ("A", EvaluationError)}
+    assert max(len(str(sample)) for sample in store.instant(None, (), at)) < 200_000
+
+
+def test_rules_share_what_they_have_in_common_but_not_what_they_write(
+    tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SampleStore(3600, 100)
+    text = bare("""- {record: before, expr: sum(r) or vector(0)}
+- {record: r, expr: sum(m)}
+- {record: after, expr: sum(r) or vector(0)}
+- {record: any, expr: 'sum({__name__=~"r|nothing"})'}
+- {alert: A, expr: sum(m) > 5}
+- {alert: B, expr: sum(m) / 2 > 5}""")
+    evaluator = AlertEvaluator(groups(tmp_path, text), store, recorder)
+    reads = []
+    instant = store.instant
+
+    def counted(name: str | None, *rest: Any) -> list[Any]:
+        reads.append(name)
+        return instant(name, *rest)
+
+    monkeypatch.setattr(store, "instant", counted)
+    for at, value in ((0.0, 7.0), (30.0, 8.0)):
+        reads.clear()
+        feed(store, at, m=value)
+        evaluator.evaluate(at)
+        assert reads == ["r", "m", "r", None]
+        found = {name: sample.value for name in ("after", "any") for sample in instant(name, (), at)}
+        assert found == {"after": value, "any": value}
+    assert [sample.value for sample in instant("before", (), 30.0)] == [7.0]
 
 
 def test_two_samples_that_become_one_alert_or_series_are_an_error(tmp_path: Path, recorder: Recorder) -> None:

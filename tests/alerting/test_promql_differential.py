@@ -55,6 +55,11 @@ RANGED = (
     *("avg_over_time", "min_over_time", "max_over_time", "sum_over_time", "present_over_time"),
     *("stddev_over_time", "stdvar_over_time", "absent_over_time"),
 )
+CALENDAR = ("day_of_month", "day_of_week", "day_of_year", "days_in_month", "hour", "minute", "month", "year")
+TRIGONOMETRY = (
+    *("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "deg"),
+    *("rad", "sin", "sinh", "tan", "tanh"),
+)
 ELEMENTWISE = ("abs", "ceil", "floor", "exp", "ln", "log2", "log10", "sqrt", "sgn")
 EXPRESSIONS = [
     *(f"{name}(requests_total[5m])" for name in RANGED),
@@ -62,6 +67,15 @@ EXPRESSIONS = [
     *(f"{name}(load[2m] offset 3m)" for name in RANGED if name not in ("rate", "increase")),
     *(f"{name}(requests_total)" for name in ELEMENTWISE),
     *(f"{name}(load)" for name in ELEMENTWISE),
+    *(f"{name}(load)" for name in TRIGONOMETRY),
+    *(f"{name}()" for name in CALENDAR),
+    *(f"{name}(requests_total * 1234567 - 1e9)" for name in CALENDAR),
+    *(
+        f"{name}(vector({number}))"
+        for name in CALENDAR
+        for number in ("951782400", "-1", "1e30", "NaN", "-Inf")
+    ),
+    *(f"{name}((load > 1)[10m:1m])" for name in RANGED if name not in ("rate", "increase")),
     *(
         f"{name} {by} (load)"
         for name in ("sum", "avg", "min", "max", "count", "group", "stddev", "stdvar")
@@ -154,6 +168,41 @@ EXPRESSIONS = [
     "load > 1 and load < 3 unless load == 2",
     "max_over_time(load[4m]) - min_over_time(load[4m])",
     "requests_total offset -59s",
+    "load @ 590",
+    "load @ 590 offset 1m",
+    "load offset -1m @ 590",
+    "load @ start() - load @ end()",
+    "sum_over_time(load[5m] @ 590)",
+    "rate(requests_total[5m] @ end() offset 2m)",
+    "timestamp(load)",
+    "timestamp(load offset 2m)",
+    "timestamp(load @ 590)",
+    "timestamp((load))",
+    "timestamp(load + 0)",
+    "max_over_time(load[10m:])",
+    "max_over_time(load[10m:] offset 3m)",
+    "max_over_time(load[10m:90s] @ 1239)",
+    "sum_over_time(vector(time())[5m:59s])",
+    "avg_over_time(sum by (job) (rate(requests_total[5m]))[10m:2m])",
+    "max_over_time(sum_over_time((load > 0)[5m:59s])[10m:3m] offset 1m)",
+    "quantile_over_time(0.5, abs(load)[10m:1m])",
+    "predict_linear(load[10m:1m], 600)",
+    "absent_over_time(nothing{a='b'}[5m:1m])",
+    "label_replace(load, 'dst', '$1-${2}', 'job', '(.)(.*)')",
+    "label_replace(load, 'instance', '', 'job', 'api')",
+    "label_replace(load, '__name__', 'renamed', '', '')",
+    "label_replace(load, 'dst', 'x$$y$', 'job', '.*')",
+    "label_replace(load, 'job', 'same', 'job', '.*')",
+    "label_join(load, 'dst', '-', 'job', 'instance', 'none')",
+    "label_join(load, 'instance', '')",
+    "count_values('value', round(load, 0.25))",
+    "count_values by (job) ('value', round(load))",
+    "count_values without (instance) ('job', threshold)",
+    "count_values('value', vector(1e21)) or count_values('value', vector(-0.5))",
+    "sort(load)",
+    "sort_desc(load > 0)",
+    "pi() * load",
+    "histogram_quantile(scalar(threshold{job='web'}), rate(lat_bucket[10m]))",
     "changes(load[10m]) > 2 and on (job) threshold > 1",
 ]
 
@@ -163,7 +212,7 @@ def test_expressions_have_the_same_vectors_as_in_promtool(promtool: Promtool, at
     series = SERIES if promtool.is_version_2 else SERIES + WILD
     store = store_of(series, INTERVAL)
     theirs = promtool.vectors(series, INTERVAL, [(text, at) for text in EXPRESSIONS])
-    ours = [answer(text, store, at) for text in EXPRESSIONS]
+    ours = [answer(text, store, at, INTERVAL) for text in EXPRESSIONS]
     compared = zip(EXPRESSIONS, theirs, ours, strict=True)
     assert [found for found in compared if not agree(found[1], found[2])] == []
 

@@ -73,7 +73,7 @@ def rule(body: str) -> str:
         (rule("- expr: up"), 4, "one of 'record' or 'alert' must be set"),
         (rule("- alert: A"), 4, "rule A: field 'expr' must be set"),
         (rule("- alert: A\n  expr: nope(up)"), 5, "rule A: not valid PromQL: unknown function"),
-        (rule("- alert: A\n  for: 5m\n  expr: sort(up)"), 6, "A: not supported yet: function sort"),
+        (rule("- alert: A\n  for: 5m\n  expr: info(up)"), 6, "A: not supported: experimental function info"),
         (rule('- alert: A\n  expr: up{a=~"("}'), 5, "rule A: not valid PromQL: illegal regex"),
         (rule("- alert: A\n  expr: " + "(" * 300 + "up" + ")" * 300), 5, "rule A: the expression is nested"),
         (rule("- alert: A\n  expr: up\n  for: -5m"), 6, "'-5m' is no duration"),

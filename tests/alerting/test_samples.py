@@ -106,6 +106,46 @@ def test_matchers_select_series(matchers: tuple[Matcher, ...], found: set[str]) 
         assert {dict(labels)["n"] for labels, _ in store.instant(name, matchers, 0.0)} == found
 
 
+def test_what_matchers_select_follows_the_series_that_come_and_go() -> None:
+    store = SampleStore(60, 100)
+    matchers = (Matcher("a", "=~", "x|y"),)
+    for at, labels, found in ((0.0, "x", ["x"]), (1.0, "y", ["y"]), (2.0, "z", []), (100.0, "x", ["x"])):
+        store.append(at, [("m", {"a": labels}, at)])
+        for name in ("m", None):
+            assert [dict(series)["a"] for series, _ in store.instant(name, matchers, at)] == found
+    assert len(store) == 2  # x, and z with a marker; y is forgotten
+
+
+def test_series_beyond_the_bound_are_left_out_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    store = SampleStore(60, 100, max_series=2)
+    for at in (0.0, 1.0):
+        store.append(at, [("m", {"n": str(n)}, at) for n in range(5)])
+    assert [dict(labels)["n"] for labels, _ in store.instant("m", (), 1.0)] == ["0", "1"]
+    assert [record.message for record in caplog.records] == [
+        "Samples for alerts: 2 series are kept, others are left out"
+    ]
+    for at in (100.0, 200.0, 300.0):  # the others' markers are old, then forgotten, and there is room
+        store.append(at, [("m", {"n": "9"}, 1.0)])
+    assert len(store) == 1
+
+
+def test_the_times_of_values_are_read_as_the_values_are() -> None:
+    store = SampleStore(3600, 100)
+    store.append(1.5, [("m", {"i": "0"}, 7.0), ("m", {"i": "1"}, 8.0)])
+    store.append(10.25, [("m", {"i": "0"}, 9.0)])
+    assert store.timestamps("m", (), 11.0) == [(key("m", i="0"), 10.25)]
+    assert store.timestamps("m", (), 10.0) == [(key("m", i="0"), 1.5), (key("m", i="1"), 1.5)]
+
+
+def test_a_range_says_when_a_series_never_falls() -> None:
+    store = SampleStore(3600, 3)
+    rising = []
+    for at, value in enumerate((1.0, 2.0, 1.0, 1.0, 5.0, 6.0)):
+        store.append(float(at), [("m", {}, value)])
+        rising += [series.monotonic for series in store.range("m", (), -1.0, 10.0)]
+    assert rising == [True, True, False, False, True, True]
+
+
 def test_a_thousand_series_of_a_thousand_points_would_take_under_20_mb() -> None:
     names = [("series", {"n": str(n), "operation": "search"}) for n in range(20)]
     tracemalloc.start()

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import yaml
-
 from llmkg_otel.alerting.promql import EvaluationError, Expression
 from llmkg_otel.alerting.samples import SampleStore
+from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.events import AlertChanged, Event
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ Vector = dict[Labels, float]
 SeriesText = Sequence[tuple[str, str]]
 
 STALE = object()
-_LABEL = re.compile(r'([a-zA-Z_][\w.]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r'(?:([a-zA-Z_][\w.]*|"(?:[^"\\]|\\.)*")\s*=\s*)?("(?:[^"\\]|\\.)*")')
 _SERIES = re.compile(r"\s*([a-zA-Z_:][\w:]*)?\s*(?:\{(.*)\})?\s*", re.DOTALL)
 _VALUE = re.compile(
     r"(_|stale|[-+]?(?:inf|nan|[\d.]+(?:e[-+]?\d+)?))([-+][\d.]+(?:e[-+]?\d+)?)?(?:x(\d+))?", re.IGNORECASE
@@ -34,10 +33,13 @@ _GOT = re.compile(r'((?:[a-zA-Z_:][\w:]*)?\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\}) ([-+
 
 
 def labels_of(text: str | None) -> Labels:
-    """Read `name{a="b"}`."""
+    """Read `name{a="b"}`, and `{"a name", "a label"="b"}`, as Prometheus prints what is no identifier."""
     found = _SERIES.fullmatch(text or "")
     assert found is not None, text
-    pairs = {name: json.loads(f'"{value}"') for name, value in _LABEL.findall(found[2] or "")}
+    pairs = {
+        (json.loads(name) if name.startswith('"') else name or "__name__"): json.loads(value)
+        for name, value in _LABEL.findall(found[2] or "")
+    }
     if found[1]:
         pairs["__name__"] = found[1]
     return tuple(sorted((name, value) for name, value in pairs.items() if value))
@@ -91,11 +93,11 @@ def vector_of(samples: Iterable[tuple[Labels, float]]) -> Vector:
     return vector
 
 
-def answer(text: str, store: SampleStore, at: float) -> Vector | str:
+def answer(text: str, store: SampleStore, at: float, step: float = 60.0) -> Vector | str:
     """Return what an expression gives here: its vector, or the error that Prometheus, too, should report."""
     try:
-        return vector_of(Expression(text).evaluate(store, at))
-    except EvaluationError as error:
+        return vector_of(Expression(text).evaluate(store, at, step_seconds=step))
+    except (EvaluationError, ConfigurationError) as error:
         return str(error)
 
 
@@ -142,17 +144,17 @@ class Promtool:
         done = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=True)
         return "version 2." in done.stdout + done.stderr
 
-    def run(self, test: Mapping[str, object], rules: str | None = None) -> str:
+    def run(self, tests: Sequence[Mapping[str, object]], interval: int, rules: str | None = None) -> str:
         if rules is not None:
             (self.directory / "rules.yaml").write_text(rules)
         files = ["rules.yaml"] if rules is not None else []
         body = {
             "rule_files": files,
-            "evaluation_interval": test["interval"],
+            "evaluation_interval": f"{interval}s",
             "group_eval_order": re.findall(r"name: ([\w-]+)", rules or ""),  # else at random
-            "tests": [test],
+            "tests": list(tests),
         }
-        (self.directory / "test.yaml").write_text(yaml.safe_dump(body, width=10**6))
+        (self.directory / "test.yaml").write_text(json.dumps(body, ensure_ascii=False))  # JSON is YAML
         command = [self.path, "test", "rules", "test.yaml"]
         done = subprocess.run(command, cwd=self.directory, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
@@ -168,22 +170,37 @@ class Promtool:
 
         `rules` is a rule file that is evaluated at every interval.
         """
-        never = [{"labels": '{never="1"}', "value": 1}]
-        last = max(at for _, at in questions) + interval  # samples load only up to the last evaluation
-        asked = [*questions, ("vector(0)", last)]
-        output = self.run(
-            {
-                "interval": f"{interval}s",
-                "input_series": [{"series": name, "values": values} for name, values in series],
-                "promql_expr_test": [
-                    {"expr": expr, "eval_time": f"{at}s", "exp_samples": never} for expr, at in asked
-                ],
-            },
-            rules,
-        )
-        answers = re.split(r"^    expr: ", output, flags=re.MULTILINE)[1:]
-        assert len(answers) == len(asked), output
-        return [_answer(text) for text in answers[:-1]]
+        [answers] = self.vectors_of_each([(series, questions)], interval, rules)
+        return answers
+
+    def vectors_of_each(
+        self,
+        cases: Sequence[tuple[SeriesText, Sequence[tuple[str, int]]]],
+        interval: int,
+        rules: str | None = None,
+    ) -> list[list[Vector | str]]:
+        """Return the same for many sets of series at once, each with its own questions."""
+        output = self.run([_test(series, interval, asked) for series, asked in cases], interval, rules)
+        answers = iter(re.split(r"^    expr: ", output, flags=re.MULTILINE)[1:])
+        found = []
+        for _, questions in cases:
+            texts = [next(answers, "") for _ in range(len(questions) + 1)]
+            assert texts[-1], output
+            found.append([_answer(text) for text in texts[:-1]])
+        return found
+
+
+def _test(series: SeriesText, interval: int, questions: Sequence[tuple[str, int]]) -> Mapping[str, object]:
+    never = [{"labels": '{never="1"}', "value": 1}]
+    last = max(at for _, at in questions) + 3600  # samples load only up to the last evaluation
+    asked = [*questions, ("vector(0)", last)]
+    return {
+        "interval": f"{interval}s",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "promql_expr_test": [
+            {"expr": expr, "eval_time": f"{at}s", "exp_samples": never} for expr, at in asked
+        ],
+    }
 
 
 def _answer(text: str) -> Vector | str:

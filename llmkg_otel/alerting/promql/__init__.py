@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmkg_otel.alerting.promql.compiler import compile_node
+from llmkg_otel.alerting.promql.evaluation import Evaluation, Moment, SharedResults
 from llmkg_otel.alerting.promql.matchers import Matcher
 from llmkg_otel.alerting.promql.parse import parse_text, shorten
-from llmkg_otel.alerting.promql.plans import RangePlan, ScalarPlan, VectorPlan
-from llmkg_otel.alerting.promql.values import EvaluationError, Labels, Moment, Sample, Source, Vector
+from llmkg_otel.alerting.promql.plans import ScalarPlan, VectorPlan
+from llmkg_otel.alerting.promql.values import EvaluationError, Labels, Sample, Source, Vector
 from llmkg_otel.errors import ConfigurationError
 
-__all__ = ["EvaluationError", "Expression", "Labels", "Matcher", "Sample", "Source"]
+__all__ = ["EvaluationError", "Expression", "Labels", "Matcher", "Sample", "SharedResults", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +28,29 @@ class Expression:
 
     def __post_init__(self) -> None:
         plan = compile_node(parse_text(self.text))
-        if isinstance(plan, RangePlan):
+        if not isinstance(plan, ScalarPlan | VectorPlan):
             raise ConfigurationError(f"a rule needs a number or an instant vector, not {shorten(self.text)}")
         object.__setattr__(self, "_plan", plan)
 
     @property
     def lookback_seconds(self) -> float:
-        """How far before the evaluation its oldest sample can be, in seconds."""
-        return self._plan.reach / 1000
+        """How far before the evaluation its oldest sample can be, in seconds; infinite for `@` a time."""
+        return self._plan.traits.reach / 1000
 
-    def evaluate(self, source: Source, at: float) -> Vector:
+    def evaluate(
+        self, source: Source, at: float, *, step_seconds: float = 60.0, shared: SharedResults | None = None
+    ) -> Vector:
         """Return the instant vector at `at` (seconds since the epoch); a number is one sample without labels.
 
+        `step_seconds` (at least 0.001) is the step of a subquery that has none: the evaluation interval.
+        Expressions that are evaluated at the same `at` on the same samples may share one `shared` (None:
+        nothing is shared), which is then theirs alone.
+
         Raises EvaluationError where Prometheus would fail the rule: duplicate label sets, many-to-many
-        matches.
+        matches; and when it would read more than 2,000,000 samples and steps of subqueries.
         """
-        moment = Moment(source, round(at * 1000))
+        evaluation = Evaluation(source, round(at * 1000), max(1, round(step_seconds * 1000)), shared)
+        moment = Moment(evaluation, evaluation.at)
         if isinstance(self._plan, ScalarPlan):
             return [Sample((), self._plan.run(moment))]
         return self._plan.run(moment)

@@ -6,12 +6,12 @@ Source: Prometheus 3.5 `promql/engine.go`, aggregation and aggregationK.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmkg_otel.alerting.promql.floats import CompensatedSum, mean, quantile, sqrt
+from llmkg_otel.alerting.promql.floats import mean, quantile, sqrt, total
 from llmkg_otel.alerting.promql.values import (
     METRIC_NAME,
+    REMEMBERED_LABELS,
     EvaluationError,
     Labels,
     Sample,
@@ -26,16 +26,32 @@ if TYPE_CHECKING:
 __all__ = ["AGGREGATIONS", "Grouping", "aggregate", "best", "group_quantile"]
 
 
-@dataclass(frozen=True, slots=True)
 class Grouping:
-    """`by` these labels, or `without` them; by nothing is one group."""
+    """`by` these labels, or `without` them; by nothing is one group. Remembers the groups of label sets."""
 
-    without: bool
-    labels: frozenset[str]
+    __slots__ = ("_keys", "labels", "without")
+
+    def __init__(self, labels: Iterable[str] = (), *, without: bool = False) -> None:
+        self.labels = frozenset(labels)
+        self.without = without
+        self._keys: dict[Labels, Labels] = {}
+
+    def also(self, label: str) -> Grouping:
+        """Return a grouping by one more label."""
+        return Grouping(self.labels | {label}, without=self.without)
 
     def key(self, labels: Labels) -> Labels:
         """Return a sample's group, which is also the result's label set."""
-        return without(labels, self.labels | {METRIC_NAME}) if self.without else only(labels, self.labels)
+        found = self._keys.get(labels)
+        if found is None:
+            if len(self._keys) >= REMEMBERED_LABELS:
+                self._keys = {}
+            if self.without:
+                found = without(labels, self.labels | {METRIC_NAME})
+            else:
+                found = only(labels, self.labels)
+            self._keys[labels] = found
+        return found
 
     def groups(self, vector: Vector) -> dict[Labels, Vector]:
         """Return the samples of each group, groups in order of appearance."""
@@ -47,10 +63,16 @@ class Grouping:
 
 def aggregate(function: Callable[[Sequence[float]], float], grouping: Grouping, vector: Vector) -> Vector:
     """Return one sample for each group: the function of its values."""
-    return [
-        Sample(labels, function([sample.value for sample in group]))
-        for labels, group in grouping.groups(vector).items()
-    ]
+    groups: dict[Labels, list[float]] = {}
+    key = grouping.key
+    for labels, value in vector:
+        group = key(labels)
+        values = groups.get(group)
+        if values is None:
+            groups[group] = [value]
+        else:
+            values.append(value)
+    return [Sample(labels, function(values)) for labels, values in groups.items()]
 
 
 def group_quantile(q: float) -> Callable[[Sequence[float]], float]:
@@ -113,13 +135,6 @@ def _sift_down(heap: Vector, sign: float) -> None:
         at = child
 
 
-def _sum(values: Sequence[float]) -> float:
-    running = CompensatedSum(values[0])
-    for value in values[1:]:
-        running.add(value)
-    return running.sum + running.lost
-
-
 def _extreme(values: Iterable[float], better: Callable[[float, float], bool]) -> float:
     found = math.nan
     for value in values:
@@ -139,7 +154,7 @@ def _variance(values: Sequence[float]) -> float:
 
 
 AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "sum": _sum,
+    "sum": total,
     "avg": mean,
     "min": lambda values: _extreme(values, lambda value, found: value < found),
     "max": lambda values: _extreme(values, lambda value, found: value > found),

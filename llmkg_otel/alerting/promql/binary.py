@@ -5,13 +5,13 @@ Source: Prometheus 3.5 `promql/engine.go`, VectorBinop, VectorscalarBinop and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from llmkg_otel.alerting.promql.floats import ARITHMETIC, COMPARISON
 from llmkg_otel.alerting.promql.values import (
     METRIC_NAME,
+    REMEMBERED_LABELS,
     EvaluationError,
     Labels,
     Sample,
@@ -32,18 +32,63 @@ Element = Callable[[float, float], float | None]
 """The operator on two numbers: the result, or None when a comparison filters the element out."""
 
 
-@dataclass(frozen=True, slots=True)
 class Matching:
-    """How two vectors' samples find each other: `on` or `ignoring` these labels, and who is many."""
+    """How two vectors' samples find each other: `on` or `ignoring` these labels, and who is many.
 
-    on: bool
-    labels: frozenset[str]
-    cardinality: Cardinality = "one-to-one"
-    include: tuple[str, ...] = ()
+    Remembers the signatures of label sets.
+    """
+
+    __slots__ = ("_results", "_signatures", "cardinality", "include", "labels", "on")
+
+    def __init__(
+        self,
+        labels: Iterable[str] = (),
+        *,
+        on: bool = False,
+        cardinality: Cardinality = "one-to-one",
+        include: tuple[str, ...] = (),
+    ) -> None:
+        self.labels = frozenset(labels)
+        self.on = on
+        self.cardinality = cardinality
+        self.include = include
+        self._signatures: dict[Labels, Labels] = {}
+        self._results: dict[tuple[Labels, Labels], Labels] = {}
+
+    @property
+    def told(self) -> str:
+        """All of it in words, the same for equal ones."""
+        return f"{self.on} {sorted(self.labels)} {self.cardinality} {self.include}"
 
     def signature(self, labels: Labels) -> Labels:
         """Return what must be equal on both sides."""
-        return only(labels, self.labels) if self.on else without(labels, self.labels | {METRIC_NAME})
+        found = self._signatures.get(labels)
+        if found is None:
+            if len(self._signatures) >= REMEMBERED_LABELS:
+                self._signatures = {}
+            found = only(labels, self.labels) if self.on else without(labels, self.labels | {METRIC_NAME})
+            self._signatures[labels] = found
+        return found
+
+    def result(self, labels: Labels, partner: Labels, *, drops: bool) -> Labels:
+        """Return the labels of two matched samples' result; `drops` says that the name is lost.
+
+        A matching belongs to one operator, so `drops` is the same at every call.
+        """
+        key = labels, partner if self.include else ()
+        found = self._results.get(key)
+        if found is None:
+            if len(self._results) >= REMEMBERED_LABELS:
+                self._results = {}
+            found = self._results[key] = self._result(without_name(labels) if drops else labels, partner)
+        return found
+
+    def _result(self, labels: Labels, partner: Labels) -> Labels:
+        if self.cardinality == "one-to-one":
+            return only(labels, self.labels) if self.on else without(labels, self.labels)
+        if self.include:
+            return labels_of(dict(labels) | {name: label_value(partner, name) for name in self.include})
+        return labels
 
 
 def scalar_scalar(operator: str) -> Callable[[float, float], float]:
@@ -87,6 +132,7 @@ def vector_scalar(operator: str, *, swapped: bool, as_bool: bool) -> Callable[[V
 def vector_vector(operator: str, matching: Matching, *, as_bool: bool) -> Callable[[Vector, Vector], Vector]:
     """Return the operator on two vectors; EvaluationError where more than the allowed samples match."""
     element = _element(operator)
+    drops = operator in ARITHMETIC
     swapped = matching.cardinality == "one-to-many"
 
     def apply(left: Vector, right: Vector) -> Vector:
@@ -106,7 +152,7 @@ def vector_vector(operator: str, matching: Matching, *, as_bool: bool) -> Callab
                 answer = float(answer is not None)
             if answer is None:
                 continue
-            metric = _result_labels(labels, partner.labels, matching, drops=operator in ARITHMETIC)
+            metric = matching.result(labels, partner.labels, drops=drops)
             if as_bool:
                 metric = without_name(metric)
             _check_match(metric, signature, matching, matched)
@@ -143,17 +189,6 @@ def _check_match(
     elif metric in earlier:
         raise EvaluationError("multiple matches for labels: grouping labels must ensure unique matches")
     earlier.add(metric)
-
-
-def _result_labels(labels: Labels, partner: Labels, matching: Matching, *, drops: bool) -> Labels:
-    if drops:
-        labels = without_name(labels)
-    if matching.cardinality == "one-to-one":
-        return only(labels, matching.labels) if matching.on else without(labels, matching.labels)
-    if matching.include:
-        copied = {name: label_value(partner, name) for name in matching.include}
-        return labels_of(dict(labels) | copied)
-    return labels
 
 
 def _and(left: Vector, right: Vector, matching: Matching) -> Vector:

@@ -14,15 +14,27 @@ from llmkg_otel.alerting.promql.binary import (
     vector_vector,
 )
 from llmkg_otel.alerting.promql.floats import ARITHMETIC, COMPARISON
-from llmkg_otel.alerting.promql.functions import FUNCTIONS, each
+from llmkg_otel.alerting.promql.functions import FUNCTIONS, negated
 from llmkg_otel.alerting.promql.parse import shorten
-from llmkg_otel.alerting.promql.plans import Plan, RangePlan, ScalarPlan, VectorPlan
-from llmkg_otel.alerting.promql.selectors import instant_selector, range_selector
-from llmkg_otel.alerting.promql.values import Moment, Vector, unique
+from llmkg_otel.alerting.promql.plans import (
+    Plan,
+    ScalarPlan,
+    TextPlan,
+    Traits,
+    VectorPlan,
+    combined,
+    remembered,
+)
+from llmkg_otel.alerting.promql.relabel import count_values
+from llmkg_otel.alerting.promql.selectors import instant_selector, range_selector, timestamp_selector
+from llmkg_otel.alerting.promql.subquery import subquery
+from llmkg_otel.alerting.promql.values import Vector, unique
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from llmkg_otel.alerting.promql.evaluation import Moment
 
 __all__ = ["compile_node"]
 
@@ -37,25 +49,29 @@ _CARDINALITY: dict[str, Cardinality] = {
 def compile_node(node: Any, depth: int = 0) -> Plan:
     """Return the plan of a promql-parser node.
 
-    Raises ConfigurationError "not supported yet" for a feature that has no exact implementation here,
-    and for an expression of more than 200 levels.
+    Raises ConfigurationError "not supported" for a feature that has no exact implementation here (native
+    histograms, and what Prometheus 3.x calls experimental), and for an expression of more than 200 levels.
     """
     if depth > _MAX_DEPTH:
         raise ConfigurationError(f"the expression has more than {_MAX_DEPTH} levels")
     kind = type(node).__name__
     compile_kind = _KINDS.get(kind)
     if compile_kind is None:
-        raise _unsupported(_FEATURES.get(kind, kind), node)
+        raise _unsupported(kind, node)
     return compile_kind(node, depth + 1)
 
 
 def _unsupported(feature: str, node: Any) -> ConfigurationError:
-    return ConfigurationError(f"not supported yet: {feature}, in {shorten(str(node))}")
+    return ConfigurationError(f"not supported: {feature}, in {shorten(str(node))}")
 
 
 def _number(node: Any, _: int) -> Plan:
     value = float(node.val)
-    return ScalarPlan(lambda _: value)
+    return ScalarPlan(lambda _: value, Traits(value.hex()))
+
+
+def _text(node: Any, _: int) -> Plan:
+    return TextPlan(node.val, Traits(repr(node.val)))
 
 
 def _paren(node: Any, depth: int) -> Plan:
@@ -64,18 +80,33 @@ def _paren(node: Any, depth: int) -> Plan:
 
 def _unary(node: Any, depth: int) -> Plan:
     plan = compile_node(node.expr, depth)
+    traits = combined(f"-({plan.traits.key})", [plan])
     if isinstance(plan, ScalarPlan):
         run = plan.run
-        return ScalarPlan(lambda moment: -run(moment), plan.reach)
-    return each(_vector(plan, node), lambda value: -value)
+        return ScalarPlan(lambda moment: -run(moment), traits)
+    return negated(_vector(plan, node), traits)
 
 
 def _call(node: Any, depth: int) -> Plan:
     name = str(node.func.name)
     build = FUNCTIONS.get(name)
     if build is None:
-        raise _unsupported(f"function {name}", node)
-    return build([compile_node(argument, depth) for argument in node.args])
+        experimental = "experimental " if node.func.experimental else ""
+        native = " of native histograms" if name.startswith("histogram_") else ""
+        raise _unsupported(f"{experimental}function {name}{native}", node)
+    arguments = [compile_node(argument, depth) for argument in node.args]
+    if name == "timestamp" and type(selector := _inside(node.args[0])).__name__ == "VectorSelector":
+        arguments = [timestamp_selector(selector)]
+        build = FUNCTIONS["timestamp of a selector"]
+    traits = combined(f"{name}({', '.join(plan.traits.key for plan in arguments)})", arguments)
+    plan = build(arguments, traits)
+    return remembered(plan) if isinstance(plan, VectorPlan) else plan
+
+
+def _inside(node: Any) -> Any:
+    while type(node).__name__ == "ParenExpr":
+        node = node.expr
+    return node
 
 
 def _vector(plan: Plan, node: Any) -> VectorPlan:
@@ -84,33 +115,43 @@ def _vector(plan: Plan, node: Any) -> VectorPlan:
     return plan
 
 
+def _subquery(node: Any, depth: int) -> Plan:
+    return subquery(node, _vector(compile_node(node.expr, depth), node))
+
+
 def _aggregate(node: Any, depth: int) -> Plan:
     operator = str(node.op)
-    grouping = _grouping(node.modifier)
     plan = _vector(compile_node(node.expr, depth), node)
+    labels = frozenset(node.modifier.labels if node.modifier is not None else ())
+    grouping = Grouping(labels, without=node.modifier is not None and _is(node.modifier.type, "Without"))
+    parameter = None if node.param is None else compile_node(node.param, depth)
+    parts = [plan] if parameter is None else [parameter, plan]
+    told = f"{operator} {grouping.without} {sorted(labels)}"
+    traits = combined(f"{told} ({', '.join(part.traits.key for part in parts)})", parts)
+    if operator == "count_values" and isinstance(parameter, TextPlan):
+        return remembered(count_values(plan, grouping, parameter.text, traits))
+    return remembered(VectorPlan(_group(operator, grouping, plan, parameter, node), traits))
+
+
+def _group(
+    operator: str, grouping: Grouping, plan: VectorPlan, parameter: Plan | None, node: Any
+) -> Callable[[Moment], Vector]:
     source = plan.run
-    if operator in AGGREGATIONS:
+    if operator in AGGREGATIONS and parameter is None:
         function = AGGREGATIONS[operator]
-        return VectorPlan(lambda moment: aggregate(function, grouping, source(moment)), plan.reach)
+        return lambda moment: aggregate(function, grouping, source(moment))
     if operator not in ("topk", "bottomk", "quantile"):
-        raise _unsupported(f"aggregation {operator}", node)
-    parameter = compile_node(node.param, depth)
+        raise _unsupported(f"experimental aggregation {operator}", node)
     if not isinstance(parameter, ScalarPlan):
         raise _unsupported("a parameter that is no number", node)
     number, largest = parameter.run, operator == "topk"
-
-    def run(moment: Moment) -> Vector:
-        if operator == "quantile":
-            return aggregate(group_quantile(number(moment)), grouping, source(moment))
-        return best(number(moment), grouping, source(moment), largest=largest)
-
-    return VectorPlan(run, max(plan.reach, parameter.reach))
+    if operator == "quantile":
+        return lambda moment: aggregate(group_quantile(number(moment)), grouping, source(moment))
+    return lambda moment: best(number(moment), grouping, source(moment), largest=largest)
 
 
-def _grouping(modifier: Any) -> Grouping:
-    if modifier is None:
-        return Grouping(without=False, labels=frozenset())
-    return Grouping(without=str(modifier.type).endswith("Without"), labels=frozenset(modifier.labels))
+def _is(enumerated: Any, name: str) -> bool:
+    return str(enumerated).rpartition(".")[2] == name  # the parser's enums have no equality
 
 
 def _binary(node: Any, depth: int) -> Plan:
@@ -118,33 +159,33 @@ def _binary(node: Any, depth: int) -> Plan:
     if operator not in ARITHMETIC and operator not in COMPARISON and operator not in SET_OPERATORS:
         raise _unsupported(f"operator {operator}", node)
     left, right = compile_node(node.lhs, depth), compile_node(node.rhs, depth)
-    if isinstance(left, RangePlan) or isinstance(right, RangePlan):
-        raise _unsupported("an operand that is a range", node)
     as_bool = node.modifier is not None and node.modifier.return_bool
-    reach = max(left.reach, right.reach)
+    matching = _matching(node)
+    told = f"{operator} {as_bool} {matching.told}"
+    traits = combined(f"({left.traits.key}) {told} ({right.traits.key})", [left, right])
     if isinstance(left, ScalarPlan) and isinstance(right, ScalarPlan):
         number, first, second = scalar_scalar(operator), left.run, right.run
-        return ScalarPlan(lambda moment: number(first(moment), second(moment)), reach)
+        return ScalarPlan(lambda moment: number(first(moment), second(moment)), traits)
     if isinstance(left, VectorPlan) and isinstance(right, VectorPlan):
-        return VectorPlan(_vectors(node, operator, left, right, as_bool=as_bool), reach)
-    return VectorPlan(_mixed(operator, left, right, as_bool=as_bool), reach)
+        return VectorPlan(_vectors(operator, left, right, matching, as_bool=as_bool), traits)
+    if isinstance(left, VectorPlan) and isinstance(right, ScalarPlan):
+        return VectorPlan(_mixed(operator, left, right, swapped=False, as_bool=as_bool), traits)
+    if isinstance(left, ScalarPlan) and isinstance(right, VectorPlan):
+        return VectorPlan(_mixed(operator, right, left, swapped=True, as_bool=as_bool), traits)
+    raise _unsupported("an operand that is a range or a text", node)
 
 
 def _mixed(
-    operator: str, left: ScalarPlan | VectorPlan, right: ScalarPlan | VectorPlan, *, as_bool: bool
+    operator: str, plan: VectorPlan, scalar: ScalarPlan, *, swapped: bool, as_bool: bool
 ) -> Callable[[Moment], Vector]:
-    apply = vector_scalar(operator, swapped=isinstance(left, ScalarPlan), as_bool=as_bool)
-    if isinstance(left, VectorPlan) and isinstance(right, ScalarPlan):
-        vector, number = left.run, right.run
-    elif isinstance(right, VectorPlan) and isinstance(left, ScalarPlan):
-        vector, number = right.run, left.run
+    apply = vector_scalar(operator, swapped=swapped, as_bool=as_bool)
+    vector, number = plan.run, scalar.run
     return lambda moment: apply(vector(moment), number(moment))
 
 
 def _vectors(
-    node: Any, operator: str, left: VectorPlan, right: VectorPlan, *, as_bool: bool
+    operator: str, left: VectorPlan, right: VectorPlan, matching: Matching, *, as_bool: bool
 ) -> Callable[[Moment], Vector]:
-    matching = _matching(node)
     first, second = left.run, right.run
     if operator in SET_OPERATORS:
         combine = SET_OPERATORS[operator]
@@ -156,14 +197,13 @@ def _vectors(
 def _matching(node: Any) -> Matching:
     modifier = node.modifier
     if modifier is None:
-        return Matching(on=False, labels=frozenset())
+        return Matching()
     if modifier.fill_values.lhs is not None or modifier.fill_values.rhs is not None:
         raise _unsupported("fill", node)
     rule = modifier.matching
-    on = rule is not None and str(rule.type).endswith("Include")
     return Matching(
-        on=on,
-        labels=frozenset(rule.labels if rule is not None else ()),
+        rule.labels if rule is not None else (),
+        on=rule is not None and _is(rule.type, "Include"),
         cardinality=_CARDINALITY.get(str(modifier.card), "one-to-one"),
         include=tuple(modifier.group_labels or ()),
     )
@@ -171,12 +211,13 @@ def _matching(node: Any) -> Matching:
 
 _KINDS: dict[str, Callable[[Any, int], Plan]] = {
     "NumberLiteral": _number,
+    "StringLiteral": _text,
     "ParenExpr": _paren,
     "UnaryExpr": _unary,
     "Call": _call,
     "AggregateExpr": _aggregate,
     "BinaryExpr": _binary,
-    "VectorSelector": lambda node, _: instant_selector(node),
+    "SubqueryExpr": _subquery,
+    "VectorSelector": lambda node, _: remembered(instant_selector(node)),
     "MatrixSelector": lambda node, _: range_selector(node),
 }
-_FEATURES = {"SubqueryExpr": "subqueries", "StringLiteral": "strings as values"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["ARITHMETIC", "COMPARISON", "CompensatedSum", "mean", "quantile", "total"]
+__all__ = ["ARITHMETIC", "COMPARISON", "CompensatedSum", "compensated", "mean", "quantile", "total"]
 
 
 def divide(left: float, right: float) -> float:
@@ -139,22 +139,36 @@ class CompensatedSum:
             self.lost += (value - new) + old
         self.sum = new
 
-    @property
-    def value(self) -> float:
-        """The sum with what was lost put back; an infinite sum stays as it is."""
-        return self.sum if math.isinf(self.sum) else self.sum + self.lost
+
+def compensated(values: Iterable[float]) -> tuple[float, float]:
+    """Return the sum and what rounding lost of it, as adding one by one to a CompensatedSum would."""
+    running, lost = 0.0, 0.0
+    for value in values:
+        new = running + value
+        if not -math.inf < new < math.inf:
+            lost = 0.0
+        elif abs(running) >= abs(value):
+            lost += (running - new) + value
+        else:
+            lost += (value - new) + running
+        running = new
+    return running, lost
 
 
 def total(values: Iterable[float]) -> float:
     """Return the compensated sum."""
-    running = CompensatedSum()
-    for value in values:
-        running.add(value)
-    return running.value
+    running, lost = compensated(values)
+    return running + lost
 
 
 def mean(values: Sequence[float]) -> float:
     """Return the average: the sum by the count, or incrementally from where the sum would overflow."""
+    running, lost = compensated(values)
+    count = len(values)
+    return running / count + lost / count if math.isfinite(running) else _slow_mean(values)
+
+
+def _slow_mean(values: Sequence[float]) -> float:
     running = CompensatedSum(values[0])
     for index in range(1, len(values)):
         before, lost = running.sum, running.lost

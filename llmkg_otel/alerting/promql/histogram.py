@@ -1,4 +1,4 @@
-"""histogram_quantile over classic histograms: buckets with an `le` label.
+"""histogram_quantile and histogram_fraction over classic histograms: buckets with an `le` label.
 
 Source: Prometheus 3.5 `promql/quantile.go`, BucketQuantile, and `util/almost`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
+from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql.values import (
     Labels,
@@ -19,8 +19,12 @@ from llmkg_otel.alerting.promql.values import (
     without_name,
 )
 
-__all__ = ["bucket_quantile", "histogram_quantile"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+__all__ = ["bucket_fraction", "bucket_quantile", "histogram_fraction", "histogram_quantile"]
+
+_LE = frozenset({"le"})
 _TOLERANCE = 1e-12
 _SMALLEST_NORMAL = 2.2250738585072014e-308
 _FLOAT = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?|nan)", re.IGNORECASE)
@@ -31,14 +35,50 @@ Buckets = list[tuple[float, float]]
 
 def histogram_quantile(q: float, vector: Vector) -> Vector:
     """Return the q-quantile of each histogram in the vector; samples without a bound in `le` are skipped."""
+    return _of_each(lambda buckets: bucket_quantile(q, buckets), vector)
+
+
+def histogram_fraction(low: float, high: float, vector: Vector) -> Vector:
+    """Return the share of each histogram's observations that lie between two values."""
+    return _of_each(lambda buckets: bucket_fraction(low, high, buckets), vector)
+
+
+def _of_each(function: Callable[[Buckets], float], vector: Vector) -> Vector:
     histograms: dict[Labels, Buckets] = {}
     for labels, value in vector:
         bound = label_value(labels, "le")
         if _FLOAT.fullmatch(bound):
-            histograms.setdefault(without(labels, frozenset({"le"})), []).append((float(bound), value))
-    return unique(
-        [Sample(without_name(labels), bucket_quantile(q, buckets)) for labels, buckets in histograms.items()]
-    )
+            histograms.setdefault(without(labels, _LE), []).append((float(bound), value))
+    return unique([Sample(without_name(labels), function(buckets)) for labels, buckets in histograms.items()])
+
+
+def bucket_fraction(low: float, high: float, buckets: Buckets) -> float:
+    """Return the share between two values, linear inside a bucket; NaN as in bucket_quantile.
+
+    Source: Prometheus 3.5 `promql/quantile.go`, BucketFraction: the lowest bucket has no lower bound, so
+    a value inside of it takes none or all of it, and counts that fall are not repaired.
+    """
+    buckets = _coalesced(sorted(buckets, key=lambda bucket: bucket[0]))
+    observations = buckets[-1][1]
+    if buckets[-1][0] != math.inf or observations == 0 or math.isnan(low) or math.isnan(high):
+        return math.nan
+    if low >= high:
+        return 0.0
+    return (_rank(high, buckets) - _rank(low, buckets)) / observations
+
+
+def _rank(value: float, buckets: Buckets) -> float:
+    """Return how many observations are at most `value`."""
+    rank, start = 0.0, -math.inf
+    for end, count in buckets:
+        if start >= value:
+            break
+        if end > value:
+            rank += (count - rank) * (value - start) / (end - start)
+            break
+        rank, start = count, end
+    observations = buckets[-1][1]
+    return min(rank, observations)
 
 
 def bucket_quantile(q: float, buckets: Buckets) -> float:
@@ -57,7 +97,7 @@ def bucket_quantile(q: float, buckets: Buckets) -> float:
     if buckets[-1][0] != math.inf or len(buckets) < 2 or observations == 0:
         return math.nan
     rank = q * observations
-    index = bisect_left(buckets, rank, hi=len(buckets) - 1, key=lambda bucket: bucket[1])
+    index = _first_reaching(rank, buckets)
     if index == len(buckets) - 1:
         return buckets[-2][0]
     end, count = buckets[index]
@@ -65,6 +105,18 @@ def bucket_quantile(q: float, buckets: Buckets) -> float:
         return end if end <= 0 else end * _share(rank, count)
     start, below = buckets[index - 1]
     return start + (end - start) * _share(rank - below, count - below)
+
+
+def _first_reaching(rank: float, buckets: Buckets) -> int:
+    """Return the first bucket of at least this count, the last one if none is: Go's search, also with NaN."""
+    low, high = 0, len(buckets) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if buckets[middle][1] >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def _share(part: float, whole: float) -> float:

@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from llmkg_otel.alerting.promql.values import Moment, Vector, Window
+    from llmkg_otel.alerting.promql.evaluation import Moment
+    from llmkg_otel.alerting.promql.values import Labels, Vector, Window
 
-__all__ = ["Plan", "RangePlan", "ScalarPlan", "VectorPlan"]
+__all__ = ["Plan", "RangePlan", "ScalarPlan", "TextPlan", "Traits", "VectorPlan", "combined", "remembered"]
+
+_LONGEST_KEY = 200
+
+
+class Traits(NamedTuple):
+    """What is known of a plan before it runs.
+
+    Plans of one `key` give the same answer at the same moment. `reach` is how many milliseconds before
+    the evaluation its oldest sample can be, and `reads` the metric names it selects (None: not known).
+    """
+
+    key: str
+    reach: float = 0
+    reads: frozenset[str] | None = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarPlan:
-    """Gives one number; `reach` is how many milliseconds before the evaluation its samples can be."""
+    """Gives one number."""
 
     run: Callable[[Moment], float]
-    reach: int = 0
+    traits: Traits
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlan:
+    """Gives the same text always; only an argument can be one."""
+
+    text: str
+    traits: Traits
 
 
 @dataclass(frozen=True, slots=True)
 class VectorPlan:
-    """Gives an instant vector. `absent_labels` are what absent() answers with for this selector."""
+    """Gives an instant vector, which nobody changes. `absent_labels` are what absent() answers with."""
 
     run: Callable[[Moment], Vector]
-    reach: int
-    absent_labels: tuple[tuple[str, str], ...] = ()
+    traits: Traits
+    absent_labels: Labels = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +59,36 @@ class RangePlan:
     """Gives each series' points in a window; only a range function can consume it."""
 
     run: Callable[[Moment], Window]
-    reach: int
-    absent_labels: tuple[tuple[str, str], ...] = ()
+    traits: Traits
+    absent_labels: Labels = ()
 
 
-Plan = ScalarPlan | VectorPlan | RangePlan
+Plan = ScalarPlan | TextPlan | VectorPlan | RangePlan
+
+
+def combined(key: str, parts: Iterable[Plan]) -> Traits:
+    """Return the traits of a plan made of others; `key` must name them all, by their own keys."""
+    reach: float = 0
+    reads: frozenset[str] | None = frozenset()
+    for part in parts:
+        reach = max(reach, part.traits.reach)
+        reads = None if reads is None or part.traits.reads is None else reads | part.traits.reads
+    if len(key) > _LONGEST_KEY:
+        key = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+    return Traits(key, reach, reads)
+
+
+def remembered(plan: VectorPlan) -> VectorPlan:
+    """Return the plan, which other expressions of the same evaluation take the answer of."""
+    (key, _, reads), run = plan.traits, plan.run
+
+    def recall(moment: Moment) -> Vector:
+        results = moment.evaluation.results
+        if results is None or moment.trail is not None or not results.holds(reads):
+            return run(moment)
+        vector = results.vectors.get(key)
+        if vector is None:
+            vector = results.vectors[key] = run(moment)
+        return vector
+
+    return replace(plan, run=recall)

@@ -8,10 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql.floats import CompensatedSum, divide, mean, quantile, sqrt, total
-from llmkg_otel.alerting.promql.plans import RangePlan, ScalarPlan, VectorPlan
-from llmkg_otel.alerting.promql.values import Moment, Sample, Series, Vector, Window, unique, without_name
+from llmkg_otel.alerting.promql.plans import RangePlan, ScalarPlan, Traits, VectorPlan
+from llmkg_otel.alerting.promql.values import Sample, Series, Vector, Window, unique, without_name
+
+if TYPE_CHECKING:
+    from llmkg_otel.alerting.promql.evaluation import Moment
 
 __all__ = ["RANGE_FUNCTIONS", "absent_over_time", "apply_range", "predict_linear", "quantile_over_time"]
 
@@ -19,53 +23,68 @@ RangeFunction = Callable[[Series, Window], float | None]
 """One series with at least one point, and its window; None leaves the series out."""
 
 
-def apply_range(name: str, plan: RangePlan) -> VectorPlan:
+def apply_range(name: str, plan: RangePlan, traits: Traits) -> VectorPlan:
     """Compile a function of one range; all but last_over_time drop the metric's name."""
     function = RANGE_FUNCTIONS[name]
-    return _each(plan, lambda series, window, _: function(series, window), keep_name=name == "last_over_time")
+    return _each(plan, lambda _: function, traits, keep_name=name == "last_over_time")
 
 
 def _each(
-    plan: RangePlan, function: Callable[[Series, Window, Moment], float | None], *, keep_name: bool = False
+    plan: RangePlan,
+    function_at: Callable[[Moment], RangeFunction],
+    traits: Traits,
+    *,
+    keep_name: bool = False,
 ) -> VectorPlan:
     def run(moment: Moment) -> Vector:
+        function = function_at(moment)
         window = plan.run(moment)
-        result = []
+        origins, result = [], []
         for series in window.series:
-            value = function(series, window, moment)
+            value = function(series, window)
             if value is not None:
-                result.append(Sample(series.labels if keep_name else without_name(series.labels), value))
-        return unique(result)
+                labels = series.labels
+                origins.append(labels)
+                result.append(Sample(labels if keep_name else without_name(labels), value))
+        return unique(result) if moment.trail is None else moment.distinct(traits.key, origins, result)
 
-    return VectorPlan(run, plan.reach)
+    return VectorPlan(run, traits)
 
 
-def quantile_over_time(q: ScalarPlan, plan: RangePlan) -> VectorPlan:
+def quantile_over_time(q: ScalarPlan, plan: RangePlan, traits: Traits) -> VectorPlan:
     """Compile the q-quantile of each series' values."""
-    compiled = _each(plan, lambda series, _, moment: quantile(q.run(moment), series.values))
-    return VectorPlan(compiled.run, max(plan.reach, q.reach))
+
+    def function_at(moment: Moment) -> RangeFunction:
+        rank = q.run(moment)
+        return lambda series, _: quantile(rank, series.values)
+
+    return _each(plan, function_at, traits)
 
 
-def predict_linear(plan: RangePlan, seconds: ScalarPlan) -> VectorPlan:
+def predict_linear(plan: RangePlan, seconds: ScalarPlan, traits: Traits) -> VectorPlan:
     """Compile the value that the regression line has `seconds` after the evaluation."""
 
-    def predict(series: Series, _: Window, moment: Moment) -> float | None:
-        if len(series.values) < 2:
-            return None
-        slope, intercept = _regression(series.times, series.values, moment.at)
-        return slope * seconds.run(moment) + intercept
+    def function_at(moment: Moment) -> RangeFunction:
+        ahead = seconds.run(moment)
 
-    compiled = _each(plan, predict)
-    return VectorPlan(compiled.run, max(plan.reach, seconds.reach))
+        def predict(series: Series, _: Window) -> float | None:
+            if len(series.values) < 2:
+                return None
+            slope, intercept = _regression(series.times, series.values, moment.at)
+            return slope * ahead + intercept
+
+        return predict
+
+    return _each(plan, function_at, traits)
 
 
-def absent_over_time(plan: RangePlan) -> VectorPlan:
+def absent_over_time(plan: RangePlan, traits: Traits) -> VectorPlan:
     """Compile 1 with the selector's own labels when no series has a point in the window."""
 
     def run(moment: Moment) -> Vector:
         return [] if plan.run(moment).series else [Sample(plan.absent_labels, 1.0)]
 
-    return VectorPlan(run, plan.reach)
+    return VectorPlan(run, traits)
 
 
 def _extrapolated(*, counter: bool, per_second: bool) -> RangeFunction:
@@ -80,9 +99,10 @@ def _extrapolated(*, counter: bool, per_second: bool) -> RangeFunction:
         if len(values) < 2:
             return None
         growth = values[-1] - values[0]
-        if counter:
+        if counter and not series.monotonic:
             for before, after in _pairs(values):
-                growth += before if after < before else 0.0
+                if after < before:
+                    growth += before
         sampled = (times[-1] - times[0]) / 1000
         distance = sampled / (len(values) - 1)
         to_start, to_end = (times[0] - window.start) / 1000, (window.end - times[-1]) / 1000
@@ -116,8 +136,12 @@ def _last_two(*, counter: bool, per_second: bool) -> RangeFunction:
     return apply
 
 
-def _extreme(better: Callable[[float, float], bool]) -> Callable[[Sequence[float]], float]:
+def _extreme(
+    of: Callable[[Sequence[float]], float], better: Callable[[float, float], bool]
+) -> Callable[[Sequence[float]], float]:
     def apply(values: Sequence[float]) -> float:
+        if not math.isnan(sum(values)):
+            return of(values)
         best = values[0]
         for value in values:
             if better(value, best) or math.isnan(best):
@@ -151,12 +175,9 @@ def _regression(times: Sequence[int], values: Sequence[float], origin: int) -> t
         return (math.nan, math.nan) if math.isinf(values[0]) else (0.0, values[0])
     count = float(len(values))
     xs = [(time - origin) / 1000 for time in times]
-    # As Prometheus: an infinite sum keeps its lost part here, so .value would differ.
-    sums = [CompensatedSum() for _ in range(4)]
-    for x, y in zip(xs, values, strict=True):
-        for running, term in zip(sums, (x, y, x * y, x * x), strict=True):
-            running.add(term)
-    sum_x, sum_y, sum_xy, sum_xx = (running.sum + running.lost for running in sums)
+    sum_x, sum_y = total(xs), total(values)
+    sum_xy = total([x * y for x, y in zip(xs, values, strict=True)])
+    sum_xx = total([x * x for x in xs])
     slope = divide(sum_xy - sum_x * sum_y / count, sum_xx - sum_x * sum_x / count)
     return slope, sum_y / count - slope * sum_x / count
 
@@ -179,8 +200,8 @@ RANGE_FUNCTIONS: dict[str, RangeFunction] = {
     "idelta": _last_two(counter=False, per_second=False),
     "deriv": _deriv,
     "avg_over_time": _of_values(mean),
-    "min_over_time": _of_values(_extreme(lambda value, best: value < best)),
-    "max_over_time": _of_values(_extreme(lambda value, best: value > best)),
+    "min_over_time": _of_values(_extreme(min, lambda value, best: value < best)),
+    "max_over_time": _of_values(_extreme(max, lambda value, best: value > best)),
     "sum_over_time": _of_values(total),
     "count_over_time": _of_values(lambda values: float(len(values))),
     "last_over_time": _of_values(lambda values: values[-1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmkg_otel.errors import LlmkgOtelError
@@ -16,7 +17,13 @@ Labels = tuple[tuple[str, str], ...]
 """Pairs sorted by name, `__name__` among them; an empty value is the same as no label, and never kept."""
 
 METRIC_NAME = "__name__"
+REMEMBERED_LABELS = 4_096
+"""How many label sets' derivations each operator keeps: the same series come back at every evaluation."""
+
 _METADATA = frozenset({METRIC_NAME, "__type__", "__unit__"})
+
+
+SAME_LABELS = "vector cannot contain metrics with the same labelset"
 
 
 class EvaluationError(LlmkgOtelError):
@@ -36,11 +43,15 @@ Vector = list[Sample]
 
 
 class Series(NamedTuple):
-    """One series' points in a window: times in milliseconds, rising, and values of the same length."""
+    """One series' points in a window: times in milliseconds, rising, and values of the same length.
+
+    `monotonic` says that no value is below the one before it; False is "not known".
+    """
 
     labels: Labels
     times: Sequence[int]
     values: Sequence[float]
+    monotonic: bool = False
 
 
 class Window(NamedTuple):
@@ -60,18 +71,17 @@ class Source(Protocol):
         """Return each matching series' newest value in (at - lookback, at] that is not stale."""
         ...
 
+    def timestamps(
+        self, name: str | None, matchers: Sequence[Matcher], at: float, lookback: float = ...
+    ) -> Vector:
+        """Return the times, in seconds, of the values that `instant` gives."""
+        ...
+
     def range(
         self, name: str | None, matchers: Sequence[Matcher], start_exclusive: float, end: float
     ) -> list[Series]:
         """Return each matching series' points in (start_exclusive, end], stale markers left out."""
         ...
-
-
-class Moment(NamedTuple):
-    """What one evaluation reads from, and its instant in milliseconds since the epoch."""
-
-    source: Source
-    at: int
 
 
 def labels_of(pairs: Mapping[str, str] | Iterable[tuple[str, str]]) -> Labels:
@@ -98,6 +108,7 @@ def only(labels: Labels, names: frozenset[str]) -> Labels:
     return tuple(pair for pair in labels if pair[0] in names)
 
 
+@lru_cache(maxsize=4 * REMEMBERED_LABELS)
 def without_name(labels: Labels) -> Labels:
     """Return the labels without the metric's name, as after any operation that changes the meaning."""
     return without(labels, _METADATA)
@@ -105,8 +116,8 @@ def without_name(labels: Labels) -> Labels:
 
 def unique(vector: Vector) -> Vector:
     """Return the vector itself; raise EvaluationError when two of its samples have the same labels."""
-    if len({sample.labels for sample in vector}) != len(vector):
-        raise EvaluationError("vector cannot contain metrics with the same labelset")
+    if len(vector) > 1 and len({labels for labels, _ in vector}) != len(vector):
+        raise EvaluationError(SAME_LABELS)
     return vector
 
 

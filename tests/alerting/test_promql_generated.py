@@ -1,0 +1,60 @@
+"""Generated series and expressions of everything that is supported: the same vectors as in promtool 3.5.
+
+Many more: `python tests/alerting/test_promql_generated.py FIRST_SEED SEEDS` prints every difference.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import promtool3 as cache
+from support.prometheus import Promtool, Vector, agree, answer, store_of
+from support.promql_generator import Generator
+
+EXPRESSIONS = 250
+Difference = tuple[str, int, Vector | str, Vector | str]
+
+
+def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
+    """Return where a seed's expressions have other answers here, and how many have a vector to compare."""
+    generator = Generator(seed)
+    interval = generator.random.choice((15, 30, 59, 60, 61))
+    times = (0, 59, 600, 601, 1003, 1239, 1888, interval * 10)
+    series = generator.series()
+    questions = [
+        (generator.expression(generator.random.choice((1, 2, 2, 3, 3, 4))), generator.random.choice(times))
+        for _ in range(EXPRESSIONS)
+    ]
+    store = store_of(series, interval)
+    theirs = promtool.vectors(series, interval, questions)
+    ours = [answer(text, store, at, interval) for text, at in questions]
+    differences = [
+        (*asked, right, wrong)
+        for asked, right, wrong in zip(questions, theirs, ours, strict=True)
+        if not agree(right, wrong)
+    ]
+    return differences, sum(bool(vector) and not isinstance(vector, str) for vector in theirs)
+
+
+@given(seed=st.integers(min_value=0, max_value=10**9))
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_generated_expressions_have_the_same_vectors_as_in_promtool(promtool3: Promtool, seed: int) -> None:
+    differences, vectors = compare(promtool3, seed)
+    assert differences == []
+    assert vectors > EXPRESSIONS / 4  # the generator must not degenerate into errors and empty vectors
+
+
+if __name__ == "__main__":
+    oracle = Promtool(cache.find() or "", Path(tempfile.mkdtemp()))
+    first, seeds = map(int, sys.argv[1:])
+    for number in range(first, first + seeds):
+        for difference in compare(oracle, number)[0]:
+            print(number, *difference, sep="\n  ")  # noqa: T201
+    print(f"{seeds * EXPRESSIONS} expressions compared")  # noqa: T201
