@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Balancer = Callable[["Instances", Path], contextlib.AbstractContextManager[str]]
 
-RESTARTS = int(os.environ.get("RESTARTS", "2"))
+RESTARTS = int(os.environ.get("RESTARTS", "1"))
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ENVIRONMENT = {
     "LLMKG_SHUTDOWN__LAME_DUCK_SECONDS": "1.5",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from mcp import Client
 from support import hanging_server
-from support.servers import http_get, wait_until
+from support.servers import SCRIPTS, Servers, http_get, wait_until
 
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.shutdown.budget import shutdown_deadline
@@ -21,7 +20,7 @@ from llmkg_otel.shutdown.budget import shutdown_deadline
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.servers import RunningServer, Servers
+    from support.servers import RunningServer
 
 QUICK = {
     "lame_duck_seconds": "0.1",
@@ -34,17 +33,59 @@ TOTAL = shutdown_deadline(ProductionConfig(shutdown=QUICK))
 HANGING = [sys.executable, str(Path(hanging_server.__file__))]
 
 
+CASES: dict[str, list[str]] = {
+    "grpc": [],
+    "http/protobuf": [],
+    "call waits": [*HANGING, "find_facts", "waits"],
+    "call blocks": [*HANGING, "find_facts", "blocks"],
+    "close waits": [*HANGING, "aclose", "waits"],
+    "close blocks": [*HANGING, "aclose", "blocks"],
+    "backup waits": [*HANGING, "backup", "waits"],
+}
+"""What hangs, and the program that makes it hang."""
+
+
+def environment(case: str, directory: Path, port: int) -> dict[str, str]:
+    if case == "backup waits":
+        saving = {"DIRECTORY": str(directory / "saved"), "TIMEOUT_SECONDS": "0.3"}
+        return ENVIRONMENT | {f"LLMKG_CHECKPOINT__{name}": value for name, value in saving.items()}
+    if case in ("grpc", "http/protobuf"):
+        exporters = {f"OTEL_{what}_EXPORTER": "otlp" for what in ("TRACES", "METRICS", "LOGS")}
+        endpoint = {"ENDPOINT": f"http://127.0.0.1:{port}", "PROTOCOL": case}
+        return ENVIRONMENT | exporters | {f"OTEL_EXPORTER_OTLP_{k}": v for k, v in endpoint.items()}
+    return ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunningServer]]:
+    """A server for each case, started side by side; the collector accepts and never answers."""
+    directory = tmp_path_factory.mktemp("hanging")
+    servers = Servers(directory)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as black_hole:
+        port = black_hole.getsockname()[1]
+        started = {
+            case: servers.start(
+                env=environment(case, directory, port),
+                program=program or [str(SCRIPTS / "llmkg-otel")],
+                engine=f"{number}.db",
+                wait=False,
+            )
+            for number, (case, program) in enumerate(CASES.items())
+        }
+        for server in started.values():
+            server.wait_ready()
+        yield started
+    servers.kill_remaining()
+
+
 def seconds_to_end(server: RunningServer) -> float:
     began = time.monotonic()
     server.terminate()
     return time.monotonic() - began
 
 
-@contextlib.contextmanager
-def black_hole() -> Iterator[int]:
-    """Give a port whose connections are accepted and never answered."""
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
-        yield listener.getsockname()[1]
+def bad_phases(server: RunningServer) -> set[str]:
+    return {phase["name"] for phase in server.report()["phases"] if phase["outcome"] != "ok"}
 
 
 async def call_in_flight(server: RunningServer) -> asyncio.Task[None]:
@@ -63,26 +104,17 @@ async def call_in_flight(server: RunningServer) -> asyncio.Task[None]:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_a_collector_that_accepts_and_never_answers(servers: Servers, protocol: str) -> None:
-    with black_hole() as port:
-        server = servers.start(
-            env={
-                **ENVIRONMENT,
-                **{f"OTEL_{what}_EXPORTER": "otlp" for what in ("TRACES", "METRICS", "LOGS")},
-                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-                "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            }
-        )
-        assert seconds_to_end(server) < TOTAL
-        assert server.process.returncode == 1
-    bad = {phase["name"] for phase in server.report()["phases"] if phase["outcome"] != "ok"}
-    assert bad == {"flushing"}
+def test_a_collector_that_accepts_and_never_answers(hanging: dict[str, RunningServer], protocol: str) -> None:
+    server = hanging[protocol]
+    assert seconds_to_end(server) < TOTAL
+    assert server.process.returncode == 1
+    assert bad_phases(server) == {"flushing"}
     assert "Timeout (" not in server.log.read_text()  # it ended by itself, nobody had to end it
 
 
 @pytest.mark.parametrize("how", ["waits", "blocks"])
-async def test_an_engine_call_that_hangs(servers: Servers, how: str) -> None:
-    server = servers.start(env=ENVIRONMENT, program=[*HANGING, "find_facts", how])
+async def test_an_engine_call_that_hangs(hanging: dict[str, RunningServer], how: str) -> None:
+    server = hanging[f"call {how}"]
     calling = await call_in_flight(server)
     assert await asyncio.to_thread(seconds_to_end, server) < TOTAL + 0.5
     assert server.process.returncode == 1
@@ -97,18 +129,16 @@ async def test_an_engine_call_that_hangs(servers: Servers, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["waits", "blocks"])
-def test_an_engine_that_does_not_close(servers: Servers, how: str) -> None:
-    server = servers.start(env=ENVIRONMENT, program=[*HANGING, "aclose", how])
+def test_an_engine_that_does_not_close(hanging: dict[str, RunningServer], how: str) -> None:
+    server = hanging[f"close {how}"]
     assert seconds_to_end(server) < TOTAL + 0.5
     assert server.process.returncode == 1
     if how == "waits":
         assert "engine: not done within 0.3 s" in server.log.read_text()
 
 
-def test_a_backup_that_hangs(servers: Servers, tmp_path: Path) -> None:
-    saving = {"LLMKG_CHECKPOINT__DIRECTORY": str(tmp_path), "LLMKG_CHECKPOINT__TIMEOUT_SECONDS": "0.3"}
-    server = servers.start(env=ENVIRONMENT | saving, program=[*HANGING, "backup", "waits"])
+def test_a_backup_that_hangs(hanging: dict[str, RunningServer]) -> None:
+    server = hanging["backup waits"]
     assert seconds_to_end(server) < TOTAL + 0.3
     assert server.process.returncode == 1
-    bad = {phase["name"] for phase in server.report()["phases"] if phase["outcome"] != "ok"}
-    assert bad == {"checkpointing"}
+    assert bad_phases(server) == {"checkpointing"}
