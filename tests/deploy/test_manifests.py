@@ -14,7 +14,6 @@ import pytest
 import yaml
 from support.servers import SCRIPTS, Servers, http_get
 
-from llmkg_otel import config as configuration
 from llmkg_otel.cli import main
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.shutdown.budget import longest_shutdown, misfit
@@ -157,9 +156,6 @@ def test_the_compose_file_is_what_compose_takes(compose: Any) -> None:
             assert source in compose["volumes"] or (COMPOSE / source).exists()
 
 
-@pytest.mark.xfail(
-    not hasattr(configuration, "CircuitSharingConfig"), reason="a branch without shared circuits", strict=True
-)
 def test_the_compose_services_environment_is_a_configuration_that_fits_its_grace_period(
     compose: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
