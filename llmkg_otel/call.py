@@ -28,16 +28,18 @@ class Call:
     """The state of one protected call; made by the pipeline, seen by policies and the observer.
 
     `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller allowed
-    less time than the operation may take. `attempts` counts times the engine was called. `ended` is True
-    once the outcome is decided: what the call started and still runs is on its own. `task` is the task it
-    runs in, None in a thread; `thread` is the outcome of the thread that runs a sync operation for it, if
-    one does. `span_owner` False means that an MCP or database span around the call is enriched instead
-    of opening one. `span` and `scope` are the observer's.
+    less time than the operation may take. `cost` is how many calls it counts as for the rate limits.
+    `attempts` counts times the engine was called. `ended` is True once the outcome is decided: what the
+    call started and still runs is on its own. `task` is the task it runs in, None in a thread; `thread` is
+    the outcome of the thread that runs a sync operation for it, if one does. `span_owner` False means that
+    an MCP or database span around the call is enriched instead of opening one. `span` and `scope` are the
+    observer's.
     """
 
     __slots__ = (
         "attempts",
         "correlation_id",
+        "cost",
         "deadline",
         "ended",
         "hurried",
@@ -60,6 +62,7 @@ class Call:
         user_id: str | None = None,
         correlation_id: str | None = None,
         *,
+        cost: int = 1,
         allowed: float | None = None,
         span_owner: bool = True,
     ) -> None:
@@ -77,6 +80,7 @@ class Call:
         self.deadline = now + timeout
         self.nested = parent is not None
         self.user_id = user_id
+        self.cost = cost
         self.correlation_id = correlation_id
         if parent is not None:
             if parent.deadline < self.deadline:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmkg_otel.config import OperationConfig
 from llmkg_otel.errors import ConfigurationError, InvalidInputError
 from llmkg_otel.limiting.permits import PermitPool
-from llmkg_otel.limiting.token_bucket import TokenBucket
+from llmkg_otel.limiting.rates import rules_of
 from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.retry import Retry
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
+    from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.recovery.budget import RetryBudget
 
 __all__ = ["MAX_OPERATIONS", "OTHER", "Operation", "Operations"]
@@ -41,6 +42,7 @@ class Operation:
         defaults: ProductionConfig,
         *,
         permits: PermitPool,
+        rates: RateLimits,
         budget: RetryBudget,
         observer: Observer,
     ) -> None:
@@ -53,10 +55,11 @@ class Operation:
             budget=budget,
             observer=observer,
         )
-        self.rate: TokenBucket | None = None
+        self.levels = rates.levels(rules_of(config.rate_limit))
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
         self._permits = permits
+        self._rates = rates
         self._observer = observer
         self.configure(config, defaults)
 
@@ -67,10 +70,8 @@ class Operation:
         self.retry.configure(config.retry or defaults.retry, idempotent=config.idempotent)
         self.timeout = config.timeout or defaults.resources.operation_timeout_seconds
         self.attempt_timeout = breaker.timeout
-        if config.rate_limit is None or not defaults.rate_limiting.enabled:
-            self.rate = None
-        elif self.rate is None or self.rate.rule != config.rate_limit:
-            self.rate = TokenBucket(config.rate_limit)
+        if self.levels.rules != (rules := rules_of(config.rate_limit)):
+            self.levels = self._rates.levels(rules)
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
@@ -88,10 +89,17 @@ class Operations:
     """The operations by name, made when first asked for, `MAX_OPERATIONS` at most. Thread-safe."""
 
     def __init__(
-        self, config: ProductionConfig, *, permits: PermitPool, budget: RetryBudget, observer: Observer
+        self,
+        config: ProductionConfig,
+        *,
+        permits: PermitPool,
+        rates: RateLimits,
+        budget: RetryBudget,
+        observer: Observer,
     ) -> None:
         self._config = config
         self._permits = permits
+        self._rates = rates
         self._budget = budget
         self._observer = observer
         self._lock = threading.Lock()
@@ -133,6 +141,7 @@ class Operations:
                     config,
                     self._config,
                     permits=self._permits,
+                    rates=self._rates,
                     budget=self._budget,
                     observer=self._observer,
                 )

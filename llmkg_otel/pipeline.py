@@ -73,7 +73,7 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools, 0
             try:
-                self._rates.check(op.name, op.rate, call.user_id, call.started)
+                self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
                 self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire():
@@ -114,7 +114,7 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools, 0
             try:
-                self._rates.check(op.name, op.rate, call.user_id, call.started)
+                self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
                 self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire():

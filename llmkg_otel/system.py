@@ -86,7 +86,9 @@ class ProductionSystem:
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
         )
-        self.operations = Operations(config, permits=permits, budget=self.retry_budget, observer=observer)
+        self.operations = Operations(
+            config, permits=permits, rates=self.rate_limits, budget=self.retry_budget, observer=observer
+        )
         self.lifecycle = Lifecycle(observer)
         self.health = HealthMonitor(config.health, observer)
         self._heartbeat = Heartbeat()
@@ -150,6 +152,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         enrich_current_span: bool = False,
     ) -> T: ...
 
@@ -161,6 +164,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         enrich_current_span: bool = False,
     ) -> T: ...
 
@@ -171,20 +175,24 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         enrich_current_span: bool = False,
     ) -> T:
         """Run an operation under all policies and return what it returns.
 
         `operation` is a coroutine function without arguments, or a sync callable, which runs in a worker
         thread that keeps the caller's context. `user_id` is who the per-user rate limit counts; it never
-        reaches telemetry. `correlation_id` goes on spans and logs. `enrich_current_span` is for callers
-        whose own span covers just this call (an MCP server's): it is enriched, and no second one opened.
+        reaches telemetry. `correlation_id` goes on spans and logs. `cost` is how many calls this one counts
+        as for the rate limits: 1 or more, and at most each rule's burst, else it is an InvalidInputError.
+        `enrich_current_span` is for callers whose own span covers just this call (an MCP server's): it is
+        enriched, and no second one opened.
 
         Raises RejectedError (the engine was not reached), OperationTimeoutError (it was, outcome unknown),
         or the operation's own exception, the same object. Emits one span, one `llmkg.operation.duration`.
         """
         op = self.operations.named(operation_name)
-        call = Call(op.name, op.timeout, user_id, correlation_id, span_owner=not enrich_current_span)
+        owner = not enrich_current_span
+        call = Call(op.name, op.timeout, user_id, correlation_id, cost=cost, span_owner=owner)
         return await self._pipeline.run(op, call, operation)
 
     def execute_protected_operation_sync(
@@ -194,6 +202,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
 
@@ -201,7 +210,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = Call(op.name, op.timeout, user_id, correlation_id)
+        call = Call(op.name, op.timeout, user_id, correlation_id, cost=cost)
         return self._pipeline.run_sync(op, call, operation)
 
     def protected(self, operation_name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mcp_types
 from fastmcp.exceptions import NotFoundError, ToolError, ValidationError
-from fastmcp.server.dependencies import get_access_token, get_http_request
+from fastmcp.server.dependencies import get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.telemetry import suppress_fastmcp_telemetry
 from fastmcp.tools.base import ToolResult
@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from llmkg_otel.call import is_correlation_id
 from llmkg_otel.errors import LlmkgOtelError, ResourceExhaustedError, ResponseTooLargeError, error_type
 from llmkg_otel.operation import OTHER
+from llmkg_otel.server.caller import caller
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import histogram
 
@@ -109,7 +110,11 @@ class ProductionMiddleware(Middleware):
                 raise
 
         return await self._system.execute_protected_operation(
-            name, attempt, user_id=_user(), correlation_id=correlation, enrich_current_span=True
+            name,
+            attempt,
+            user_id=caller(self._system.config.server.trusted_proxies),
+            correlation_id=correlation,
+            enrich_current_span=True,
         )
 
     def _check_request(self, operation: str, arguments: object) -> None:
@@ -159,17 +164,6 @@ def _error_result(error: Exception) -> ToolResult:
         told = {"code": "engine_error", "message": f"the engine failed: {type(error).__name__}"}
     content = [mcp_types.TextContent(type="text", text=to_json(told).decode())]
     return ToolResult(content=content, structured_content=told, is_error=True)
-
-
-def _user() -> str | None:
-    token = get_access_token()
-    if token is not None:
-        return token.subject or token.client_id
-    try:
-        client = get_http_request().client
-    except RuntimeError:  # not over HTTP
-        return None
-    return client.host if client is not None else None
 
 
 def _correlation_of(context: MiddlewareContext[Any]) -> str | None:

@@ -78,6 +78,7 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Coroutine[No
             app,
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # uvicorn would believe any X-Forwarded-For from loopback; see caller.py
             lifespan="on",
             timeout_graceful_shutdown=LISTENER_CLOSE_SECONDS,
         )
