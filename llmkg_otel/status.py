@@ -52,6 +52,9 @@ def _resources(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
         "cpu_percent": 100 * samples.total(usage, name="cpu"),
         "max_cpu_percent": 100 * samples.total(limit, name="cpu"),
         "peak_cpu_percent": 100 * peak.cpu,
+        "database_connections": samples.total(usage, name="connections"),
+        "max_database_connections": samples.total(limit, name="connections"),
+        "peak_database_connections": peak.connections,
         "operations_in_flight": samples.total("llmkg_operation_active"),
         "permits": {
             pool.name: {

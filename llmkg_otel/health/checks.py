@@ -23,7 +23,11 @@ def register_own_checks(system: ProductionSystem) -> None:
 
 def _resources(system: ProductionSystem) -> CheckResult:
     usage = system.resources.usage
-    data = {"memory_bytes": usage.memory, "cpu": round(usage.cpu, 3)}
+    data = {
+        "memory_bytes": usage.memory,
+        "cpu": round(usage.cpu, 3),
+        "connections": usage.connections,
+    }
     if exhausted := sorted(system.resources.exhausted):
         return CheckResult(HealthStatus.WARNING, f"over the limit: {', '.join(exhausted)}", data)
     return CheckResult(HealthStatus.HEALTHY, "", data)

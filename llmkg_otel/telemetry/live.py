@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -82,10 +83,7 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
     yield semconv.PERMIT_USAGE, lambda: _by("pool", {p.name: p.usage for p in system.operations.pools()})
     yield semconv.PERMIT_PENDING, lambda: _by("pool", {p.name: p.pending for p in system.operations.pools()})
     yield semconv.RESOURCE_LIMIT, lambda: _by("name", usage.limits)
-    yield (
-        semconv.RESOURCE_USAGE,
-        lambda: _by("name", {"memory": usage.usage.memory, "cpu": usage.usage.cpu}),
-    )
+    yield semconv.RESOURCE_USAGE, lambda: _by("name", asdict(usage.usage))
 
 
 def _life(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:

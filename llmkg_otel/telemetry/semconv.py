@@ -40,7 +40,7 @@ BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
 RATE_LIMIT_RESULTS = ("acquired", "rejected")
 RATE_LIMIT_POLICIES = ("global", "operation", "user")
-RESOURCES = ("memory", "cpu")
+RESOURCES = ("memory", "cpu", "connections")
 HEALTH_STATES = ("pass", "warn", "fail", "unknown")
 PROBES = ("liveness", "readiness", "startup")
 PROBE_STATES = ("ok", "failing")
@@ -172,10 +172,16 @@ PERMIT_WAIT_TIME = _duration(
     "llmkg.permit.wait_time", "Waits for a permit, of calls that had to wait.", {"pool": None}
 )
 RESOURCE_LIMIT = _live(
-    "llmkg.resource.limit", "1", "Limits: memory in bytes, cpu as a fraction of 1.", {"name": RESOURCES}
+    "llmkg.resource.limit",
+    "1",
+    "Limits: memory in bytes, cpu as a fraction of 1, connections.",
+    {"name": RESOURCES},
 )
 RESOURCE_USAGE = _live(
-    "llmkg.resource.usage", "1", "Use: memory in bytes, cpu as a fraction of 1.", {"name": RESOURCES}
+    "llmkg.resource.usage",
+    "1",
+    "Use: memory in bytes, cpu as a fraction of 1, connections.",
+    {"name": RESOURCES},
 )
 HEALTH_STATUS = _state(
     "llmkg.health.status",
