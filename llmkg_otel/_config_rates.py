@@ -46,6 +46,14 @@ class RateLimitRule(Section):
         """Seconds an empty bucket takes to fill, or the length of a window."""
         return self.burst / self.requests_per_second
 
+    def divided_by(self, replicas: int) -> RateLimitRule:
+        """Return the rule for one of so many processes that count each for itself."""
+        return RateLimitRule(
+            requests_per_second=max(1e-9, self.requests_per_second / replicas),
+            burst_capacity=max(1, int(self.burst / replicas)),
+            strategy=self.strategy,
+        )
+
 
 RateLimitRules = RuleOrRules[RateLimitRule]
 """One rule, or a list of them that all hold."""

@@ -55,7 +55,7 @@ class Operation:
             budget=budget,
             observer=observer,
         )
-        self.levels = rates.levels(rules_of(config.rate_limit))
+        self.levels = rates.levels(name, rules_of(config.rate_limit))
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
         self._permits = permits
@@ -71,7 +71,7 @@ class Operation:
         self.timeout = config.timeout or defaults.resources.operation_timeout_seconds
         self.attempt_timeout = breaker.timeout
         if self.levels.rules != (rules := rules_of(config.rate_limit)):
-            self.levels = self._rates.levels(rules)
+            self.levels = self._rates.levels(self.name, rules)
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:

@@ -73,7 +73,9 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools, 0
             try:
-                self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
+                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
+                if pending is not None:
+                    await pending.settle()
                 self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire():
@@ -114,7 +116,9 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools, 0
             try:
-                self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
+                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
+                if pending is not None:
+                    pending.settle_sync()
                 self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire():

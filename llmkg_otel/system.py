@@ -19,7 +19,7 @@ from llmkg_otel.health.monitor import Check, HealthMonitor
 from llmkg_otel.health.probes import Heartbeat, ProbeResult, Probes
 from llmkg_otel.health.report import SystemHealthReport, aggregate
 from llmkg_otel.limiting.permits import PermitPool
-from llmkg_otel.limiting.rates import RateLimits
+from llmkg_otel.limiting.rates import make_rate_limits
 from llmkg_otel.limiting.resources import Resources
 from llmkg_otel.operation import Operations
 from llmkg_otel.pipeline import Pipeline
@@ -73,7 +73,7 @@ class ProductionSystem:
         self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
         self.calls = ActiveCalls()
         self.retry_budget = RetryBudget(lambda: len(self.calls))
-        self.rate_limits = RateLimits(config.rate_limiting)
+        self.rate_limits = make_rate_limits(config.rate_limiting)
         self.resources = Resources(config.resources)
         limits = config.resources
         permits = PermitPool(
@@ -113,6 +113,7 @@ class ProductionSystem:
         # Each one's end is registered before it begins: a start that fails half-way is cleaned up too.
         self._sequence.register("resources", self.resources.stop)
         self.resources.start()
+        self._sequence.register("rate_limits", self.rate_limits.close)
         self._sequence.register("alerts", self.alerts.stop)
         self.alerts.start()
         self._sequence.register("heartbeat", self._heartbeat.stop)

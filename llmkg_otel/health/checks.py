@@ -13,10 +13,12 @@ __all__ = ["register_own_checks"]
 
 
 def register_own_checks(system: ProductionSystem) -> None:
-    """Register the engine (by its `ping`, essential), memory and CPU, the breakers, and the alert rules."""
+    """Register the engine (by its `ping`, essential), resources, the store, breakers, alert rules."""
     if (ping := getattr(system.engine, "ping", None)) is not None:
         system.register_health_check("engine", ping)
     system.register_health_check("resources", lambda: _resources(system), essential=False)
+    if system.rate_limits.store_state is not None:
+        system.register_health_check("rate_limit_store", lambda: _rate_limit_store(system), essential=False)
     system.register_health_check("circuit_breakers", lambda: _breakers(system), essential=False)
     system.register_health_check("alert_rules", lambda: _alert_rules(system), essential=False)
 
@@ -31,6 +33,12 @@ def _resources(system: ProductionSystem) -> CheckResult:
     if exhausted := sorted(system.resources.exhausted):
         return CheckResult(HealthStatus.WARNING, f"over the limit: {', '.join(exhausted)}", data)
     return CheckResult(HealthStatus.HEALTHY, "", data)
+
+
+def _rate_limit_store(system: ProductionSystem) -> CheckResult:
+    if (state := system.rate_limits.store_state) == "primary":
+        return CheckResult(HealthStatus.HEALTHY)
+    return CheckResult(HealthStatus.WARNING, f"the store of the rate limits is down: {state}")
 
 
 def _breakers(system: ProductionSystem) -> CheckResult:

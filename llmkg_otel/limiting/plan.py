@@ -63,6 +63,7 @@ class Plan:
     """Limiters in the order of asking, and the level of each; `levels` has a bit for each level there is."""
 
     limiters: tuple[Limiter, ...]
+    rules: tuple[RateLimitRule, ...]
     policies: tuple[Policy, ...]
     levels: int
 
@@ -70,22 +71,22 @@ class Plan:
     def of(cls, members: Iterable[tuple[Limiter, Policy]]) -> Plan:
         """Compile limiters with their levels."""
         limiters, policies = tuple(zip(*members, strict=True)) or ((), ())
-        return cls(limiters, policies, sum(1 << POLICIES.index(policy) for policy in set(policies)))
+        return cls(limiters, tuple(each.rule for each in limiters), policies, level_bits(policies))
 
     def check_cost(self, operation: str, cost: object) -> None:
         """Raise InvalidInputError for a cost that is no count, or that no bucket could ever hold."""
         if not isinstance(cost, int) or cost < 1:
             raise InvalidInputError(f"{operation}: cost = {cost!r}: should be a whole number from 1")
-        for limiter, policy in zip(self.limiters, self.policies, strict=True):
-            if cost > limiter.rule.burst:
+        for rule, policy in zip(self.rules, self.policies, strict=True):
+            if cost > rule.burst:
                 raise InvalidInputError(
-                    f"{operation}: cost = {cost}: the {policy} rate limit of {shown(limiter.rule)}"
-                    f" lets at most {limiter.rule.burst:g} through at once"
+                    f"{operation}: cost = {cost}: the {policy} rate limit of {shown(rule)}"
+                    f" lets at most {rule.burst:g} through at once"
                 )
 
     def refusal(self, operation: str, at: int, wait: float) -> RateLimitedError:
         """Return the error of the limiter at an index, which has room again in `wait` seconds."""
-        policy, limit = self.policies[at], shown(self.limiters[at].rule)
+        policy, limit = self.policies[at], shown(self.rules[at])
         return RateLimitedError(
             f"{operation}: the {policy} rate limit of {limit} is spent",
             operation=operation,
@@ -109,6 +110,11 @@ class Levels:
         self.rules = rules
         self.anonymous = Plan.of(shared)
         self.known = Plan.of((*shared, *users))
+
+
+def level_bits(policies: Iterable[Policy]) -> int:
+    """Return the bits of levels."""
+    return sum(1 << POLICIES.index(policy) for policy in set(policies))
 
 
 def shown(rule: RateLimitRule) -> str:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmkg_otel.config import RateLimitConfig, RateLimitRule
+    from llmkg_otel.limiting.pending import Pending
     from llmkg_otel.limiting.plan import Limiter, Policy
 
-__all__ = ["RateLimits", "rules_of"]
+__all__ = ["RateLimits", "make_rate_limits", "rules_of"]
 
 
 class RateLimits:
@@ -31,7 +32,7 @@ class RateLimits:
         self._shared = self._members(config.all_global, "global") if config.enabled else ()
         self._users = self._members(rules_of(config.per_user), "user") if config.enabled else ()
 
-    def levels(self, rules: tuple[RateLimitRule, ...]) -> Levels:
+    def levels(self, operation: str, rules: tuple[RateLimitRule, ...]) -> Levels:  # noqa: ARG002 - for all
         """Return what calls of an operation with these rules of its own have to pass."""
         own = self._members(rules, "operation") if self._enabled else ()
         return Levels(rules, (*self._shared, *own), self._users)
@@ -49,12 +50,15 @@ class RateLimits:
             counts[policy, "acquired"] = sum(n for levels, n in enumerate(acquired) if levels >> bit & 1)
         return counts
 
-    def check(self, operation: str, levels: Levels, user: str | None, now: float, cost: int = 1) -> None:
+    def check(
+        self, operation: str, levels: Levels, user: str | None, now: float, cost: int = 1
+    ) -> Pending | None:
         """Admit one call of a weight, or raise RateLimitedError with the rule and the time to come back.
 
-        `now` is of the monotonic clock. The refusal is by the rule that has room last: after
-        `retry_after` the call is admitted, unless others took the room. Raises InvalidInputError for a
-        cost that a rule could never admit.
+        None means that it is decided; else, with a shared store, settle what is returned. `now` is of the
+        monotonic clock. The refusal is by the rule that has room last: after `retry_after` the call is
+        admitted, unless others took the room. Raises InvalidInputError for a cost that a rule could never
+        admit.
         """
         plan, key = (levels.anonymous, 0) if user is None else (levels.known, hash(user))
         if cost != 1:
@@ -65,7 +69,7 @@ class RateLimits:
                     break
             else:
                 self._acquired[plan.levels] += 1
-                return
+                return None
             at = plan.limiters.index(limiter)
             for earlier in plan.limiters[:at]:
                 earlier.put_back(cost, key)
@@ -74,6 +78,14 @@ class RateLimits:
                     at, wait = later, longer
             self._rejected[plan.policies[at]] += 1
         raise plan.refusal(operation, at, wait)
+
+    @property
+    def store_state(self) -> str | None:
+        """How the shared store is: "primary", "fallback" or "unavailable"; None without one."""
+        return None
+
+    def close(self) -> None:
+        """Give back what is held, and end what runs in the background. Blocks for 0.2 s at most."""
 
     def _members(
         self, rules: tuple[RateLimitRule, ...], policy: Policy
@@ -86,3 +98,14 @@ def rules_of(rules: RateLimitRule | tuple[RateLimitRule, ...] | None) -> tuple[R
     if rules is None:
         return ()
     return rules if isinstance(rules, tuple) else (rules,)
+
+
+def make_rate_limits(config: RateLimitConfig) -> RateLimits:
+    """Return the rate limits that are configured: in process, or shared through a store in either mode."""
+    if config.storage_uri is None or not config.enabled:
+        return RateLimits(config)
+    # Its client libraries are an extra, and a tenth of the start-up time.
+    from llmkg_otel.limiting.leases import LeasedRateLimits  # noqa: PLC0415
+    from llmkg_otel.limiting.shared import SharedRateLimits  # noqa: PLC0415
+
+    return (SharedRateLimits if config.storage_mode == "exact" else LeasedRateLimits)(config)

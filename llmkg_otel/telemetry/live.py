@@ -77,8 +77,14 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
         for (policy, result), count in system.rate_limits.decisions.items():
             yield Observation(count, {"policy": policy, "result": result})
 
+    def store() -> Iterable[Observation]:
+        if (state := system.rate_limits.store_state) is None:
+            return ()
+        return _states(state, semconv.RATE_LIMIT_STORE_STATES, {})
+
     usage = system.resources
     yield semconv.RATE_LIMIT_REQUESTS, rate_limits
+    yield semconv.RATE_LIMIT_STORAGE_STATUS, store
     yield semconv.PERMIT_LIMIT, lambda: _by("pool", {p.name: p.limit for p in system.operations.pools()})
     yield semconv.PERMIT_USAGE, lambda: _by("pool", {p.name: p.usage for p in system.operations.pools()})
     yield semconv.PERMIT_PENDING, lambda: _by("pool", {p.name: p.pending for p in system.operations.pools()})

@@ -38,7 +38,8 @@ OTHER = "_OTHER"
 BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
 BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
-RATE_LIMIT_RESULTS = ("acquired", "rejected")
+RATE_LIMIT_RESULTS = ("acquired", "rejected", "failed_open", "failed_closed")
+RATE_LIMIT_STORE_STATES = ("primary", "fallback", "unavailable")
 RATE_LIMIT_POLICIES = ("global", "operation", "user")
 RESOURCES = ("memory", "cpu", "connections")
 HEALTH_STATES = ("pass", "warn", "fail", "unknown")
@@ -162,6 +163,11 @@ RATE_LIMIT_REQUESTS = Instrument(
     "{request}",
     "Decisions of the rate limits.",
     {"policy": RATE_LIMIT_POLICIES, "result": RATE_LIMIT_RESULTS},
+)
+RATE_LIMIT_STORAGE_STATUS = _state(
+    "llmkg.rate_limit.storage.status",
+    "1 for how the shared store of the rate limits is: it decides, local buckets do, or nothing counts.",
+    {"state": RATE_LIMIT_STORE_STATES},
 )
 PERMIT_LIMIT = _live("llmkg.permit.limit", "{permit}", "Permits that exist.", {"pool": None})
 PERMIT_USAGE = _live("llmkg.permit.usage", "{permit}", "Permits in use.", {"pool": None})

@@ -33,7 +33,7 @@ def refusal(
     rates: RateLimits, own: Levels | None = None, user: str | None = None, now: float = 0.0, cost: int = 1
 ) -> RateLimitedError | None:
     try:
-        rates.check("search", own or rates.levels(()), user, now, cost)
+        rates.check("search", own or rates.levels("search", ()), user, now, cost)
     except RateLimitedError as error:
         return error
     return None
@@ -45,21 +45,21 @@ def scopes(answers: list[RateLimitedError | None]) -> list[str]:
 
 def test_a_refusal_by_the_operation_costs_the_global_limit_nothing() -> None:
     rates = limits(total=3)
-    own = rates.levels((rule(1),))
+    own = rates.levels("search", (rule(1),))
     assert scopes([refusal(rates, own) for _ in range(20)]) == ["", *["operation"] * 19]
     assert scopes([refusal(rates) for _ in range(3)]) == ["", "", "global"]
 
 
 def test_a_refusal_by_the_user_limit_costs_the_others_nothing() -> None:
     rates = limits(total=3, user=1)
-    own = rates.levels((rule(3),))
+    own = rates.levels("search", (rule(3),))
     assert scopes([refusal(rates, own, "a") for _ in range(20)]) == ["", *["user"] * 19]
     assert scopes([refusal(rates, own, name) for name in "bcd"]) == ["", "", "global"]
 
 
 def test_a_refusal_by_the_global_limit_costs_the_operation_and_the_user_nothing() -> None:
     rates = limits(total=1, user=1)
-    own = rates.levels((rule(2),))
+    own = rates.levels("search", (rule(2),))
     assert scopes([refusal(rates, own, "a"), *(refusal(rates, own, "b") for _ in range(9))]) == [
         "",
         *["global"] * 9,
@@ -86,7 +86,7 @@ def test_without_a_rule_for_users_only_the_global_limit_holds() -> None:
 
 def test_switched_off_nothing_is_limited_or_counted() -> None:
     rates = limits(total=1, user=1, enabled=False)
-    own = rates.levels((rule(1),))
+    own = rates.levels("search", (rule(1),))
     assert scopes([refusal(rates, own, user="a") for _ in range(5)]) == [""] * 5
     assert set(rates.decisions.values()) == {0}
 
@@ -100,7 +100,7 @@ def test_each_level_may_have_several_rules_of_any_strategy_and_all_hold() -> Non
             per_user=(rule(6), rule(2, strategy="moving_window")),
         )
     )
-    own = rates.levels((rule(5, strategy="sliding_window"), rule(8)))
+    own = rates.levels("search", (rule(5, strategy="sliding_window"), rule(8)))
     asked = [refusal(rates, own, user) for user in ("a", "a", "a", "b", "b", "c", "c")]
     assert scopes(asked) == ["", "", "user", "", "", "", "operation"]
     assert scopes([refusal(rates) for _ in range(3)]) == ["", "", "global"]
@@ -114,7 +114,7 @@ def test_each_level_may_have_several_rules_of_any_strategy_and_all_hold() -> Non
 
 def test_a_call_counts_as_many_times_as_it_costs_and_a_refused_one_not_at_all() -> None:
     rates = limits(total=9, user=6)
-    own = rates.levels((rule(5, strategy="fixed_window"),))
+    own = rates.levels("search", (rule(5, strategy="fixed_window"),))
     asked = [refusal(rates, own, "a", cost=cost) for cost in (3, 3, 2, 1)]
     assert scopes(asked) == ["", "operation", "", "operation"]
     assert scopes([refusal(rates, user="a", cost=cost) for cost in (2, 1, 1)]) == ["user", "", "user"]
@@ -132,7 +132,7 @@ def test_a_call_counts_as_many_times_as_it_costs_and_a_refused_one_not_at_all() 
 )
 def test_a_cost_that_could_never_be_admitted_is_the_callers_mistake(cost: Any, told: str | None) -> None:
     rates = limits(total=9)
-    own = rates.levels((rule(5),))
+    own = rates.levels("search", (rule(5),))
     if told is None:
         rates.check("search", own, None, 0.0, cost)
         return
@@ -158,7 +158,7 @@ def test_whoever_waits_as_long_as_told_is_admitted_by_every_rule_of_every_level(
     also: Any, own_rules: Any, per_user: Any, calls: list[tuple[float, str, int]]
 ) -> None:
     rates = RateLimits(RateLimitConfig(burst_capacity=3, also=also, per_user=per_user))
-    own, now = rates.levels(own_rules), 1000.0
+    own, now = rates.levels("search", own_rules), 1000.0
     for gap, user, cost in calls:
         now += gap
         if (error := refusal(rates, own, user, now, cost)) is not None:
@@ -172,7 +172,7 @@ def test_a_refusal_names_the_operation_the_rule_its_limit_and_when_to_come_back(
     scope: str, user: str | None
 ) -> None:
     rates = limits(total=1 if scope == "global" else 9, user=1)
-    own = rates.levels((rule(1),) if scope == "operation" else ())
+    own = rates.levels("search", (rule(1),) if scope == "operation" else ())
     rates.check("search", own, user, 0.0)
     error = refusal(rates, own, user, 400.0)
     assert error is not None
@@ -187,7 +187,7 @@ def test_every_decision_is_counted_once_for_each_level_that_took_part(
     calls: list[tuple[bool, str | None]],
 ) -> None:
     rates = limits(total=9, user=3)
-    own = rates.levels((rule(5),))
+    own = rates.levels("search", (rule(5),))
     expected = dict.fromkeys(product(("global", "operation", "user"), ("acquired", "rejected")), 0)
     for with_rule, user in calls:
         refused = refusal(rates, own if with_rule else None, user)
@@ -202,7 +202,7 @@ def test_every_decision_is_counted_once_for_each_level_that_took_part(
 
 def test_threads_together_are_admitted_exactly_as_often_as_there_are_tokens() -> None:
     rates = limits(total=1000, user=150)
-    own = rates.levels((rule(500),))
+    own = rates.levels("search", (rule(500),))
     start = threading.Barrier(8)
 
     def worker(number: int) -> int:
