@@ -92,7 +92,7 @@ def policy_parts(system: ProductionSystem, op: Operation) -> dict[str, Callable[
         "Call made": lambda: Call("noop", 30.0, user_id="u"),
         "current call set and reset": lambda: current.leave(current.enter(call)),
         "tracked: enter and leave": tracked,
-        "three rate limits": lambda: rates.check("noop", op.rate, "u", time.monotonic()),
+        "three rate limits": lambda: rates.check("noop", op.levels, "u", time.monotonic()),
         "resources": lambda: system.resources.check("noop"),
         "permit": permit,
         "breaker": circuit,

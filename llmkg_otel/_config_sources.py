@@ -8,24 +8,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from llmkg_otel._config_files import FILE_VARIABLE, default_file, read_default_file, read_file
+from llmkg_otel._config_types import RULE, RULES
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-__all__ = ["CheckedModelMeta", "describe", "file_source", "ordered_sources", "parse_rate"]
+__all__ = ["CheckedModelMeta", "Section", "describe", "file_source", "ordered_sources", "parse_rate"]
 
 _PREFIX = "LLMKG_"
 _RATES = frozenset({"rate_limiting", "per_user", "rate_limit"})
 """Options that hold a rate, which may be written in words."""
-_SECRETS = ("token", "storage_uri")
+_SECRETS = ("token", "secret", "storage_uri")
 """Parts of the names of options that hold secrets: no value of one is shown, nor one that holds one."""
 
 
@@ -42,12 +43,19 @@ class CheckedModelMeta(ModelMetaclass):
             raise ConfigurationError(_explain(error, cls)) from None
 
 
+class Section(BaseModel, metaclass=CheckedModelMeta):
+    """A frozen group of options; building one with a bad value raises ConfigurationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
 def _explain(error: ValidationError, model: type) -> str:
     lines = [_explain_one(dict(item), model) for item in error.errors(include_url=False)]
     return "\n".join(lines)
 
 
 def _explain_one(item: dict[str, Any], model: type) -> str:
+    item["loc"] = tuple(part for part in item["loc"] if part not in (RULE, RULES))
     path = ".".join(str(part) for part in item["loc"]) or model.__name__
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, item["loc"][:-1])
@@ -72,11 +80,19 @@ def _fields_at(model: type, loc: tuple[int | str, ...]) -> list[str]:
     """Return the names of the options of the section that a path leads to."""
     here: Any = model
     for part in loc:
-        is_section = hasattr(here, "model_fields")  # else a mapping of sections, and the part is a name in it
-        here = here.model_fields[part].annotation if is_section else get_args(here)[-1]
-        if type(None) in get_args(here):
-            here = get_args(here)[0]
+        if isinstance(part, int):
+            continue  # a list's own type has been passed through already
+        of_section = hasattr(here, "model_fields")  # else a mapping of sections, and the part is a name in it
+        here = here.model_fields[part].annotation if of_section else get_args(here)[-1]
+        here = here if get_origin(here) is dict else _section_of(here)
     return list(getattr(here, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section in an option's type: itself, or one of a union, a tuple or a mapping."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
 
 
 def parse_rate(text: str) -> dict[str, Any]:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import ipaddress
 import re
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    Tag,
+    WithJsonSchema,
+)
 from pydantic_settings import NoDecode
 
 __all__ = [
@@ -16,8 +27,10 @@ __all__ = [
     "ExceptionTypes",
     "Fraction",
     "Milliseconds",
+    "Networks",
     "Pause",
     "Port",
+    "RuleOrRules",
     "Seconds",
     "Share",
     "StorageUri",
@@ -99,3 +112,33 @@ StorageUri = Annotated[SecretStr, AfterValidator(_names_a_store)]
 """Where a store is that processes share, in the notation of the `limits` library; it may hold a password."""
 
 TokenPairs = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_token_pairs)]
+
+
+def _networks(value: object) -> object:
+    if isinstance(value, str):
+        value = [text.strip() for text in value.split(",") if text.strip()]
+    if not isinstance(value, list | tuple):
+        return value
+    try:
+        return tuple(ipaddress.ip_network(network) for network in value)
+    except ValueError as error:
+        raise ValueError(f'should be networks like "10.0.0.0/8": {error}') from None
+
+
+Networks = Annotated[
+    tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...],
+    NoDecode,
+    BeforeValidator(_networks),
+    PlainSerializer(lambda networks: [str(network) for network in networks]),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}}),
+]
+
+
+RULE, RULES = "<rule>", "<rules>"
+"""Which of the two a value was read as; no part of an option's path."""
+
+Rule = TypeVar("Rule", bound=BaseModel)
+RuleOrRules = Annotated[
+    Annotated[Rule, Tag(RULE)] | Annotated[tuple[Rule, ...], Tag(RULES)],
+    Discriminator(lambda value: RULES if isinstance(value, list | tuple) else RULE),
+]

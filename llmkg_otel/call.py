@@ -30,17 +30,18 @@ class Call:
     """The state of one protected call; made by the pipeline, seen by policies and the observer.
 
     `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller allowed
-    less time than the operation may take. `attempts` counts times the engine was called. `ended` is True
-    once the outcome is decided: what the call started and still runs is on its own. `task` is the task it
-    runs in, None in a thread; `threads` are the outcomes of the threads that ran sync operations for it.
-    `fallback` is the rung of the fallback ladder that answered, and `failure` what it stood in for.
-    `span_owner` False means that an MCP or database span around the call is enriched instead of opening
-    one. `span` and `scope` are the observer's.
+    less time than the operation may take. `cost` is how many calls it counts as for the rate limits.
+    `attempts` counts times the engine was called. `ended` is True once the outcome is decided: what the
+    call started and still runs is on its own. `task` is the task it runs in, None in a thread; `threads`
+    are the outcomes of the threads that ran sync operations for it. `fallback` is the rung of the fallback
+    ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP or
+    database span around the call is enriched instead of opening one. `span` and `scope` are the observer's.
     """
 
     __slots__ = (
         "attempts",
         "correlation_id",
+        "cost",
         "criticality",
         "deadline",
         "ended",
@@ -66,6 +67,7 @@ class Call:
         user_id: str | None = None,
         correlation_id: str | None = None,
         *,
+        cost: int = 1,
         allowed: float | None = None,
         criticality: Criticality = "default",
         span_owner: bool = True,
@@ -84,6 +86,7 @@ class Call:
         self.deadline = now + timeout
         self.nested = parent is not None
         self.user_id = user_id
+        self.cost = cost
         self.correlation_id = correlation_id
         if parent is not None:
             if parent.deadline < self.deadline:

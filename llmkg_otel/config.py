@@ -10,15 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from llmkg_otel._config_sources import CheckedModelMeta, file_source, ordered_sources, parse_rate
+from llmkg_otel._config_rates import RateLimitConfig, RateLimitRule, RateLimitRules
+from llmkg_otel._config_sources import CheckedModelMeta, Section, file_source, ordered_sources
 from llmkg_otel._config_types import (
     Count,
     ExceptionTypes,
     Fraction,
     Milliseconds,
+    Networks,
     Pause,
     Port,
     Seconds,
@@ -46,12 +48,6 @@ __all__ = [
     "ServerConfig",
     "ShutdownConfig",
 ]
-
-
-class Section(BaseModel, metaclass=CheckedModelMeta):
-    """A frozen group of options; building one with a bad value raises ConfigurationError."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class RetryConfig(Section):
@@ -144,46 +140,20 @@ class CircuitSharingConfig(Section):
     key_prefix: str = Field(default="llmkg", pattern=r"^[\w.:-]{1,100}$")
 
 
-class RateLimitRule(Section):
-    """A token bucket: `requests_per_second` on average, `burst_capacity` at once.
-
-    Also accepts the `limits` library's notation: "100/second" or "600 per 5 minutes" gives that
-    average, with the whole amount as the burst. `burst_capacity` None means one second's worth.
-    """
-
-    requests_per_second: float = Field(default=100.0, ge=1e-9, allow_inf_nan=False)
-    burst_capacity: Count | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_notation(cls, value: object) -> object:
-        return parse_rate(value) if isinstance(value, str) else value
-
-    @property
-    def burst(self) -> float:
-        """Bucket size in calls."""
-        return float(self.burst_capacity or max(1.0, self.requests_per_second))
-
-
-class RateLimitConfig(RateLimitRule):
-    """The global limit, and one that each user gets (None: users share the global one)."""
-
-    enabled: bool = True
-    burst_capacity: Count | None = 200
-    per_user: RateLimitRule | None = None
-
-
 class ResourceLimits(Section):
     """What the process may use before new calls are refused.
 
-    `max_memory_bytes` and `max_cpu_percent` (of the CPUs this process may use, 0 to 100) are compared
-    with samples taken off the request path. `max_queue_wait_seconds` bounds the wait for a permit, and
+    `max_memory_bytes`, `max_cpu_percent` (of the CPUs this process may use, 0 to 100) and
+    `max_database_connections` (TCP connections that this process has opened to others) are compared with
+    samples taken off the request path. A container's own limits count where they are smaller.
+    `max_queue_wait_seconds` bounds the wait for a permit, and
     `max_queued_operations` how many may wait. `operation_timeout_seconds` is a call's total deadline.
     """
 
     max_memory_bytes: Count = 2_000_000_000
     max_cpu_percent: float = Field(default=80.0, gt=0, le=100)
     max_concurrent_operations: Count = 1000
+    max_database_connections: Count = 100
     max_queued_operations: int = Field(default=1000, ge=0)
     max_queue_wait_seconds: Seconds = 1.0
     max_request_size_bytes: Count = 10_000_000
@@ -286,7 +256,7 @@ class OperationConfig(Section):
     got for the same arguments), or what the tool offers ("full_text" of hybrid_search and ask_question).
     """
 
-    rate_limit: RateLimitRule | None = None
+    rate_limit: RateLimitRules | None = None
     retry: RetryConfig | None = None
     circuit_breaker: CircuitBreakerConfig | None = None
     timeout: Seconds | None = None
@@ -311,8 +281,9 @@ class ServerConfig(Section):
     `ops_port` is set. `operator_token` opens /status when the operators' port is not on loopback, and
     beside `auth_tokens` the operators' MCP tools when `host` is not; a JSON Web Token does that by the
     scope `llmkg:operator`. A fallback to a cached answer takes one that is `cached_answer_seconds` old at
-    most.
-    `grpc_health_port`, on `ops_host`, serves grpc.health.v1 (None: off; needs the extra grpc-health).
+    most. `grpc_health_port`, on `ops_host`, serves grpc.health.v1 (None: off; needs the extra grpc-health).
+    Callers without a token are told apart by address: the peer's, or, if that is in `trusted_proxies`
+    (networks like "10.0.0.0/8"), the right-most of X-Forwarded-For that is not.
     """
 
     host: str = "127.0.0.1"
@@ -321,6 +292,7 @@ class ServerConfig(Section):
     ops_host: str = "127.0.0.1"
     ops_port: Port = 9464
     grpc_health_port: Port | None = None
+    trusted_proxies: Networks = ()
     jwks_uri: str | None = Field(default=None, pattern=r"^https?://")
     issuer: str | None = None
     audience: str | None = None

@@ -11,7 +11,7 @@ from llmkg_otel.config import OperationConfig
 from llmkg_otel.errors import ConfigurationError, InvalidInputError
 from llmkg_otel.events import TimeLimitIgnored
 from llmkg_otel.limiting.permits import PermitPool
-from llmkg_otel.limiting.token_bucket import TokenBucket
+from llmkg_otel.limiting.rates import rules_of
 from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.retry import Retry
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmkg_otel.call import Call
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
+    from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.recovery.budget import RetryBudget
     from llmkg_otel.recovery.fleet import Fleet
 
@@ -51,6 +52,7 @@ class Operation:
         defaults: ProductionConfig,
         *,
         permits: PermitPool,
+        rates: RateLimits,
         budget: RetryBudget,
         observer: Observer,
         share: Share | None,
@@ -66,11 +68,12 @@ class Operation:
             observer=observer,
         )
         self.abandoned: set[Future[Any]] = set()
-        self.rate: TokenBucket | None = None
+        self.levels = rates.levels(name, rules_of(config.rate_limit))
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
         self._own_pools: tuple[PermitPool, ...] = ()
         self._permits = permits
+        self._rates = rates
         self._observer = observer
         self.configure(config, defaults)
 
@@ -82,10 +85,8 @@ class Operation:
         self.timeout = config.timeout or defaults.resources.operation_timeout_seconds
         self.attempt_timeout = breaker.timeout
         self.criticality = config.criticality
-        if config.rate_limit is None or not defaults.rate_limiting.enabled:
-            self.rate = None
-        elif self.rate is None or self.rate.rule != config.rate_limit:
-            self.rate = TokenBucket(config.rate_limit)
+        if self.levels.rules != (rules := rules_of(config.rate_limit)):
+            self.levels = self._rates.levels(self.name, rules)
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
     def pools_of(self, call: Call) -> tuple[PermitPool, ...]:
@@ -140,12 +141,14 @@ class Operations:
         config: ProductionConfig,
         *,
         permits: PermitPool,
+        rates: RateLimits,
         budget: RetryBudget,
         observer: Observer,
         share: Share | None = None,
     ) -> None:
         self._config = config
         self._permits = permits
+        self._rates = rates
         self._budget = budget
         self._observer = observer
         self._share = share
@@ -195,6 +198,7 @@ class Operations:
                     config,
                     self._config,
                     permits=self._permits,
+                    rates=self._rates,
                     budget=self._budget,
                     observer=self._observer,
                     share=self._share,

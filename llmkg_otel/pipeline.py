@@ -85,7 +85,9 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools_of(call), 0
             try:
-                self._rates.check(op.name, op.rate, call.user_id, call.started)
+                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
+                if pending is not None:
+                    await pending.settle()
                 self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire(call.criticality):
@@ -129,7 +131,9 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools_of(call), 0
             try:
-                self._rates.check(op.name, op.rate, call.user_id, call.started)
+                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
+                if pending is not None:
+                    pending.settle_sync()
                 self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire(call.criticality):

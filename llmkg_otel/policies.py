@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmkg_otel.limiting.permits import PermitPool
-from llmkg_otel.limiting.rates import RateLimits
+from llmkg_otel.limiting.rates import make_rate_limits
 from llmkg_otel.limiting.resources import Resources
 from llmkg_otel.limiting.shedding import LoadShedding
 from llmkg_otel.operation import Operations
@@ -29,7 +29,7 @@ class Policies:
         most = limits.max_concurrent_operations
         self.calls = ActiveCalls()
         self.retry_budget = RetryBudget(lambda: len(self.calls))
-        self.rate_limits = RateLimits(config.rate_limiting)
+        self.rate_limits = make_rate_limits(config.rate_limiting)
         self.resources = Resources(limits)
         self.load_shedding = None if shedding.mode == "off" else LoadShedding(shedding, most, observer)
         self.shared_circuits = None if sharing.storage_uri is None else SharedCircuits(sharing)
@@ -39,6 +39,7 @@ class Policies:
         self.operations = Operations(
             config,
             permits=permits,
+            rates=self.rate_limits,
             budget=self.retry_budget,
             observer=observer,
             share=None if self.shared_circuits is None else self.shared_circuits.join,

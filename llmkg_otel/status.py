@@ -53,6 +53,9 @@ def _resources(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
         "cpu_percent": 100 * samples.total(usage, name="cpu"),
         "max_cpu_percent": 100 * samples.total(limit, name="cpu"),
         "peak_cpu_percent": 100 * peak.cpu,
+        "database_connections": samples.total(usage, name="connections"),
+        "max_database_connections": samples.total(limit, name="connections"),
+        "peak_database_connections": peak.connections,
         "operations_in_flight": samples.total("llmkg_operation_active"),
         "permits": {
             pool.name: {
@@ -66,15 +69,12 @@ def _resources(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
 
 
 def _rate_limits(samples: Samples) -> dict[str, Any]:
-    found = samples.named("llmkg_rate_limit_requests_total")
-    policies = sorted({sample.labels["policy"] for sample in found})
-    return {
-        policy: {
-            result: samples.total("llmkg_rate_limit_requests_total", policy=policy, result=result)
-            for result in ("acquired", "rejected")
-        }
-        for policy in policies
-    }
+    decisions: dict[str, Any] = {}
+    for sample in samples.named("llmkg_rate_limit_requests_total"):
+        decisions.setdefault(sample.labels["policy"], {})[sample.labels["result"]] = sample.value
+    states = samples.named("llmkg_rate_limit_storage_status")
+    store = next((sample.labels["state"] for sample in states if sample.value), None)
+    return decisions if store is None else {**decisions, "store": store}
 
 
 def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:

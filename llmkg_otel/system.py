@@ -133,6 +133,7 @@ class ProductionSystem:
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
         yield "resources", self.resources.start, self.resources.stop
+        yield "rate_limits", _nothing, self.rate_limits.close
         yield "alerts", self.alerts.start, self.alerts.stop
         if (shared := self.shared_circuits) is not None:
             begin = functools.partial(run_in_daemon_thread, shared.start, "llmkg-circuits-start")
@@ -171,6 +172,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
         criticality: Criticality | None = None,
@@ -185,6 +187,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
         criticality: Criticality | None = None,
@@ -198,6 +201,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
         criticality: Criticality | None = None,
@@ -207,11 +211,13 @@ class ProductionSystem:
 
         `operation` is a coroutine function without arguments, or a sync callable, which runs in a worker
         thread that keeps the caller's context. `user_id` is who the per-user rate limit counts; it never
-        reaches telemetry. `correlation_id` goes on spans and logs. `timeout_seconds` is what the caller
-        allows, if that is less than the operation's own deadline. `fallbacks` are rungs by name, in order,
-        each a callable like `operation`: the first that works answers when the engine fails or its circuit
-        is open; a call that was refused by a limit, or is the caller's mistake, is not answered by them.
-        `criticality` is how much the call matters when load is shed (None: as its operation is configured).
+        reaches telemetry. `correlation_id` goes on spans and logs. `cost` is how many calls this one counts
+        as for the rate limits: 1 or more, and at most each rule's burst, else it is an InvalidInputError.
+        `timeout_seconds` is what the caller allows, if that is less than the operation's own deadline.
+        `fallbacks` are rungs by name, in order, each a callable like `operation`: the first that works
+        answers when the engine fails or its circuit is open; a call that was refused by a limit, or is the
+        caller's mistake, is not answered by them. `criticality` is how much the call matters when load is
+        shed (None: as its operation is configured).
         `enrich_current_span` is for callers whose own span covers just this call (an MCP server's): it is
         enriched, and no second one opened.
 
@@ -224,6 +230,7 @@ class ProductionSystem:
             op.timeout,
             user_id,
             correlation_id,
+            cost=cost,
             allowed=timeout_seconds,
             criticality=criticality or op.criticality,
             span_owner=not enrich_current_span,
@@ -237,6 +244,7 @@ class ProductionSystem:
         *,
         user_id: str | None = None,
         correlation_id: str | None = None,
+        cost: int = 1,
         timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
         criticality: Criticality | None = None,
@@ -252,6 +260,7 @@ class ProductionSystem:
             op.timeout,
             user_id,
             correlation_id,
+            cost=cost,
             allowed=timeout_seconds,
             criticality=criticality or op.criticality,
         )
@@ -379,6 +388,10 @@ class ProductionSystem:
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
         return await run_in_daemon_thread(functools.partial(self.telemetry.close, timeout), "llmkg-flush")
+
+
+def _nothing() -> None:
+    """Begin what needs no beginning."""
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:

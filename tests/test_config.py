@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.options import BAD, LEAVES, SCHEMA, merge, nest, problem, read
 
-from llmkg_otel._config_sources import describe
+from llmkg_otel._config_sources import Section, describe
 from llmkg_otel.config import (
     CircuitBreakerConfig,
     MonitoringConfig,
@@ -20,7 +20,6 @@ from llmkg_otel.config import (
     RateLimitRule,
     ResourceLimits,
     RetryConfig,
-    Section,
 )
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.limiting.token_bucket import TokenBucket
@@ -46,6 +45,7 @@ SEED: list[tuple[type[Section], dict[str, float]]] = [
             "max_memory_bytes": 2_000_000_000,
             "max_cpu_percent": 80.0,
             "max_concurrent_operations": 1000,
+            "max_database_connections": 100,
             "max_request_size_bytes": 10_000_000,
             "max_response_size_bytes": 50_000_000,
             "operation_timeout_seconds": 30,
@@ -76,7 +76,7 @@ def test_a_bad_value_is_told_with_its_path_itself_and_what_is_allowed(
     path: str, value: Any, rule: str
 ) -> None:
     message = problem(**nest(path, value))
-    secret = "token" in path or path.endswith("storage_uri")
+    secret = re.search("token|secret|storage_uri", path)
     assert message.startswith(f"{path} = {'(hidden)' if secret else repr(value)}: ")
     assert rule in message
 

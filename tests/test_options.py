@@ -12,7 +12,8 @@ from mcp import Client
 from support.servers import Servers, http_get
 
 import llmkg_otel
-from llmkg_otel.config import OperationConfig, ProductionConfig, RateLimitRule, Section
+from llmkg_otel._config_sources import Section
+from llmkg_otel.config import OperationConfig, ProductionConfig, RateLimitRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     MakeSystem = Callable[..., ProductionSystem]
 
 REFUSALS: dict[str, Callable[[ProductionSystem], object]] = {
-    "rate_limited": lambda system: system.operations.named("op").rate.take(1e9),  # type: ignore[union-attr]
+    "rate_limited": lambda system: system.operations.named("op").levels.anonymous.limiters[1].take(1e9),
     "resource_exhausted": lambda system: system.resources.observe(ResourceUsage(memory=1e15)),
     "permit_timeout": lambda system: system.operations.named("op").pools[0].try_acquire(),
     "circuit_open": lambda system: system.operations.named("op").breaker.force_open(),

@@ -28,10 +28,10 @@ def register_own_checks(system: ProductionSystem) -> None:
     """Register the layer's own components.
 
     The engine by its `ping` (a real read and an empty write), and the disk under its file by the `path` it
-    has, if that is a Path; memory and CPU, the event loop, the breakers and the store that shares them, the
-    telemetry pipeline, checkpoints, the alert rules. Only the engine is essential: the others say what is
-    wrong with a system that still serves, and a disk that takes no writes fails the engine's `ping` as well.
-    Caches and further directories are registered by who uses them.
+    has, if that is a Path; memory and CPU, the event loop, the stores of shared limits and circuits, the
+    breakers, the telemetry pipeline, checkpoints, the alert rules. Only the engine is essential: the others
+    say what is wrong with a system that still serves, and a disk that takes no writes fails the engine's
+    `ping` as well. Caches and further directories are registered by who uses them.
     """
     if (ping := getattr(system.engine, "ping", None)) is not None:
         system.register_health_check("engine", ping)
@@ -40,6 +40,8 @@ def register_own_checks(system: ProductionSystem) -> None:
         system.register_health_check("storage", disk, essential=False)
     system.register_health_check("resources", lambda: _resources(system), essential=False)
     system.register_health_check("event_loop", lambda: _event_loop(system.heartbeat), essential=False)
+    if system.rate_limits.store_state is not None:
+        system.register_health_check("rate_limit_store", lambda: _rate_limit_store(system), essential=False)
     system.register_health_check("circuit_breakers", lambda: _breakers(system), essential=False)
     system.register_health_check("telemetry", lambda: _telemetry(system), essential=False)
     if (checkpoints := system.checkpoints) is not None:
@@ -51,7 +53,11 @@ def register_own_checks(system: ProductionSystem) -> None:
 
 def _resources(system: ProductionSystem) -> CheckResult:
     usage = system.resources.usage
-    data = {"memory_bytes": usage.memory, "cpu": round(usage.cpu, 3)}
+    data = {
+        "memory_bytes": usage.memory,
+        "cpu": round(usage.cpu, 3),
+        "connections": usage.connections,
+    }
     if exhausted := sorted(system.resources.exhausted):
         return CheckResult(HealthStatus.WARNING, f"over the limit: {', '.join(exhausted)}", data)
     share = usage.memory / system.resources.limits["memory"]
@@ -68,6 +74,12 @@ def _event_loop(heartbeat: Heartbeat) -> CheckResult:
     if mean >= LAG_SECONDS:
         return CheckResult(HealthStatus.WARNING, f"runs {mean:.2f} s late: something blocks it", data)
     return CheckResult(HealthStatus.HEALTHY, "", data)
+
+
+def _rate_limit_store(system: ProductionSystem) -> CheckResult:
+    if (state := system.rate_limits.store_state) == "primary":
+        return CheckResult(HealthStatus.HEALTHY)
+    return CheckResult(HealthStatus.WARNING, f"the store of the rate limits is down: {state}")
 
 
 def _breakers(system: ProductionSystem) -> CheckResult:

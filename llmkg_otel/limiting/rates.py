@@ -5,31 +5,37 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from llmkg_otel.errors import RateLimitedError
-from llmkg_otel.limiting.token_bucket import TokenBucket, TokenBuckets
+from llmkg_otel.limiting.plan import POLICIES, Levels, make_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llmkg_otel.config import RateLimitConfig
+    from llmkg_otel.config import RateLimitConfig, RateLimitRule
+    from llmkg_otel.limiting.pending import Pending
+    from llmkg_otel.limiting.plan import Limiter, Policy
 
-__all__ = ["RateLimits"]
-
-_POLICIES = ("global", "operation", "user")
+__all__ = ["RateLimits", "make_rate_limits", "rules_of"]
 
 
 class RateLimits:
-    """Admits a call if every level has a token for it; a refusal by one level costs the others nothing.
+    """Admits a call if every rule of every level has room for it; a refusal by one costs the others nothing.
 
-    In process: each instance counts for itself. All levels are decided under one lock.
+    In process: each instance counts for itself. All rules are decided under one lock, on the monotonic
+    clock. Users are known by a hash under a key of this process (Python's own, SipHash).
     """
 
     def __init__(self, config: RateLimitConfig) -> None:
+        self._enabled = config.enabled
         self._lock = threading.Lock()
-        self._global = TokenBucket(config) if config.enabled else None
-        self._users = TokenBuckets(config.per_user) if config.enabled and config.per_user else None
-        self._acquired = [0, 0, 0]
-        self._rejected = [0, 0, 0]
+        self._acquired = [0] * (1 << len(POLICIES))  # by the levels that took part, a bit each
+        self._rejected = dict.fromkeys(POLICIES, 0)
+        self._shared = self._members(config.all_global, "global") if config.enabled else ()
+        self._users = self._members(rules_of(config.per_user), "user") if config.enabled else ()
+
+    def levels(self, operation: str, rules: tuple[RateLimitRule, ...]) -> Levels:  # noqa: ARG002 - for all
+        """Return what calls of an operation with these rules of its own have to pass."""
+        own = self._members(rules, "operation") if self._enabled else ()
+        return Levels(rules, (*self._shared, *own), self._users)
 
     @property
     def decisions(self) -> Mapping[tuple[str, str], int]:
@@ -38,51 +44,68 @@ class RateLimits:
         "acquired" counts calls that were let through, for each level that had a rule for them.
         """
         with self._lock:
-            acquired = {(name, "acquired"): n for name, n in zip(_POLICIES, self._acquired, strict=True)}
-            rejected = {(name, "rejected"): n for name, n in zip(_POLICIES, self._rejected, strict=True)}
-        return acquired | rejected
+            acquired, rejected = self._acquired.copy(), self._rejected.copy()
+        counts: dict[tuple[str, str], int] = {(policy, "rejected"): n for policy, n in rejected.items()}
+        for bit, policy in enumerate(POLICIES):
+            counts[policy, "acquired"] = sum(n for levels, n in enumerate(acquired) if levels >> bit & 1)
+        return counts
 
-    def check(self, operation: str, bucket: TokenBucket | None, user: str | None, now: float) -> None:
-        """Admit one call, or raise RateLimitedError with the rule and the time to come back.
+    def check(
+        self, operation: str, levels: Levels, user: str | None, now: float, cost: int = 1
+    ) -> Pending | None:
+        """Admit one call of a weight, or raise RateLimitedError with the rule and the time to come back.
 
-        `bucket` is the operation's own, None without a rule; `now` is of the monotonic clock. Waiting
-        `retry_after` out, the call is admitted, unless another level refuses it or others took the token.
+        None means that it is decided; else, with a shared store, settle what is returned. `now` is of the
+        monotonic clock. The refusal is by the rule that has room last: after `retry_after` the call is
+        admitted, unless others took the room. Raises InvalidInputError for a cost that a rule could never
+        admit.
         """
+        plan, key = (levels.anonymous, 0) if user is None else (levels.known, hash(user))
+        if cost != 1:
+            plan.check_cost(operation, cost)
         with self._lock:
-            total, users = self._global, self._users
-            if total is not None and (wait := total.take(now)):
-                refused = 0
-            elif bucket is not None and (wait := bucket.take(now)):
-                refused = 1
-                self._put_back(total)
-            elif users is not None and user is not None and (wait := users.take(user, now)):
-                refused = 2
-                self._put_back(total, bucket)
+            for limiter in plan.limiters:
+                if wait := limiter.take(now, cost, key):
+                    break
             else:
-                acquired = self._acquired
-                acquired[0] += total is not None
-                acquired[1] += bucket is not None
-                acquired[2] += users is not None and user is not None
-                return
-            self._rejected[refused] += 1
-        raise _refusal(operation, _POLICIES[refused], (total, bucket, users)[refused], wait)
+                self._acquired[plan.levels] += 1
+                return None
+            at = plan.limiters.index(limiter)
+            for earlier in plan.limiters[:at]:
+                earlier.put_back(cost, key)
+            for later, other in enumerate(plan.limiters[at + 1 :], at + 1):
+                if (longer := other.wait(now, cost, key)) > wait:
+                    at, wait = later, longer
+            self._rejected[plan.policies[at]] += 1
+        raise plan.refusal(operation, at, wait)
 
-    def _put_back(self, *buckets: TokenBucket | None) -> None:
-        for bucket in buckets:
-            if bucket is not None:
-                bucket.put_back()
+    @property
+    def store_state(self) -> str | None:
+        """How the shared store is: "primary", "fallback" or "unavailable"; None without one."""
+        return None
+
+    def close(self) -> None:
+        """Give back what is held, and end what runs in the background. Blocks for 0.2 s at most."""
+
+    def _members(
+        self, rules: tuple[RateLimitRule, ...], policy: Policy
+    ) -> tuple[tuple[Limiter, Policy], ...]:
+        return tuple((make_limiter(rule, policy), policy) for rule in rules)
 
 
-def _refusal(
-    operation: str, policy: str, refused_by: TokenBucket | TokenBuckets | None, wait: float
-) -> RateLimitedError:
-    assert refused_by is not None  # noqa: S101 - it refused, so it is there
-    rule = refused_by.rule
-    limit = f"{rule.requests_per_second:g}/second (burst {rule.burst:g})"
-    return RateLimitedError(
-        f"{operation}: the {policy} rate limit of {limit} is spent",
-        operation=operation,
-        scope=policy,
-        limit=limit,
-        retry_after=wait,
-    )
+def rules_of(rules: RateLimitRule | tuple[RateLimitRule, ...] | None) -> tuple[RateLimitRule, ...]:
+    """Return the rules of a level, however many were configured."""
+    if rules is None:
+        return ()
+    return rules if isinstance(rules, tuple) else (rules,)
+
+
+def make_rate_limits(config: RateLimitConfig) -> RateLimits:
+    """Return the rate limits that are configured: in process, or shared through a store in either mode."""
+    if config.storage_uri is None or not config.enabled:
+        return RateLimits(config)
+    # Its client libraries are an extra, and a tenth of the start-up time.
+    from llmkg_otel.limiting.leases import LeasedRateLimits  # noqa: PLC0415
+    from llmkg_otel.limiting.shared import SharedRateLimits  # noqa: PLC0415
+
+    return (SharedRateLimits if config.storage_mode == "exact" else LeasedRateLimits)(config)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mcp_types
 from fastmcp.exceptions import NotFoundError, ToolError, ValidationError
-from fastmcp.server.dependencies import get_access_token, get_http_request
+from fastmcp.server.dependencies import get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.telemetry import suppress_fastmcp_telemetry
 from fastmcp.tools.base import ToolResult
@@ -28,6 +28,7 @@ from llmkg_otel.errors import (
 from llmkg_otel.limiting.waiting import CRITICALITIES
 from llmkg_otel.operation import OTHER
 from llmkg_otel.server.answers import CACHED_ANSWER, Answers, size_of
+from llmkg_otel.server.caller import caller
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.instruments import histogram
 
@@ -128,7 +129,8 @@ class ProductionMiddleware(Middleware):
         call_next: CallNext[Any, Any],
         correlation: str | None,
     ) -> ToolResult:
-        arguments, user, answers = context.message.arguments, _user(), self._answers
+        arguments, answers = context.message.arguments, self._answers
+        user = caller(self._system.config.server.trusted_proxies)
 
         async def call(arguments: object = arguments) -> ToolResult:
             message = context.message.model_copy(update={"arguments": arguments})
@@ -214,17 +216,6 @@ def _error_result(error: Exception) -> ToolResult:
         told = {"code": "engine_error", "message": f"the engine failed: {type(error).__name__}"}
     content = [mcp_types.TextContent(type="text", text=to_json(told).decode())]
     return ToolResult(content=content, structured_content=told, is_error=True)
-
-
-def _user() -> str | None:
-    token = get_access_token()
-    if token is not None:
-        return token.subject or token.client_id
-    try:
-        client = get_http_request().client
-    except RuntimeError:  # not over HTTP
-        return None
-    return client.host if client is not None else None
 
 
 def _meta(context: MiddlewareContext[Any]) -> Mapping[str, Any]:

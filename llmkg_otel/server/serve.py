@@ -134,6 +134,7 @@ def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Run:
             app,
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # uvicorn would believe any X-Forwarded-For from loopback; see caller.py
             lifespan="on",
             timeout_graceful_shutdown=LISTENER_CLOSE_SECONDS,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -93,19 +94,22 @@ def _limiting(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
     def shedding_limit() -> Iterable[Observation]:
         return [] if system.load_shedding is None else [Observation(system.load_shedding.limit)]
 
+    def store() -> Iterable[Observation]:
+        if (state := system.rate_limits.store_state) is None:
+            return ()
+        return _states(state, semconv.RATE_LIMIT_STORE_STATES, {})
+
     yield from _pools(system)
     usage = system.resources
     yield semconv.LOAD_SHEDDING_REQUESTS, shedding
     yield semconv.LOAD_SHEDDING_LIMIT, shedding_limit
     yield semconv.RATE_LIMIT_REQUESTS, rate_limits
+    yield semconv.RATE_LIMIT_STORAGE_STATUS, store
     yield semconv.PERMIT_LIMIT, lambda: _by("pool", {p.name: p.limit for p in system.operations.pools()})
     yield semconv.PERMIT_USAGE, lambda: _by("pool", {p.name: p.usage for p in system.operations.pools()})
     yield semconv.PERMIT_PENDING, lambda: _by("pool", {p.name: p.pending for p in system.operations.pools()})
     yield semconv.RESOURCE_LIMIT, lambda: _by("name", usage.limits)
-    yield (
-        semconv.RESOURCE_USAGE,
-        lambda: _by("name", {"memory": usage.usage.memory, "cpu": usage.usage.cpu}),
-    )
+    yield semconv.RESOURCE_USAGE, lambda: _by("name", asdict(usage.usage))
 
 
 def _pools(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:

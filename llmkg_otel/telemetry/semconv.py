@@ -43,12 +43,13 @@ BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
 BREAKER_STORAGE_STATES = ("primary", "fallback")
 BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
-RATE_LIMIT_RESULTS = ("acquired", "rejected")
+RATE_LIMIT_RESULTS = ("acquired", "rejected", "failed_open", "failed_closed")
+RATE_LIMIT_STORE_STATES = ("primary", "fallback", "unavailable")
+RATE_LIMIT_POLICIES = ("global", "operation", "user")
 SHEDDING_DECISIONS = ("accepted", "shed", "would_shed")
 SHEDDING_REASONS = ("none", "queue_full", "waited", "made_room", "limit")
 CRITICALITIES = ("critical", "default", "sheddable")
-RATE_LIMIT_POLICIES = ("global", "operation", "user")
-RESOURCES = ("memory", "cpu")
+RESOURCES = ("memory", "cpu", "connections")
 CONNECTION_STATES = ("idle", "used")
 HEALTH_STATES = ("pass", "warn", "fail", "unknown")
 TRENDS = ("improving", "stable", "degrading", "flapping", "unknown")
@@ -190,6 +191,11 @@ RATE_LIMIT_REQUESTS = Instrument(
     "Decisions of the rate limits.",
     {"policy": RATE_LIMIT_POLICIES, "result": RATE_LIMIT_RESULTS},
 )
+RATE_LIMIT_STORAGE_STATUS = _state(
+    "llmkg.rate_limit.storage.status",
+    "1 for how the shared store of the rate limits is: it decides, local buckets do, or nothing counts.",
+    {"state": RATE_LIMIT_STORE_STATES},
+)
 LOAD_SHEDDING_REQUESTS = Instrument(
     "llmkg.load_shedding.requests",
     "ObservableCounter",
@@ -212,10 +218,16 @@ PERMIT_WAIT_TIME = _duration(
     "llmkg.permit.wait_time", "Waits for a permit, of calls that had to wait.", {"pool": None}
 )
 RESOURCE_LIMIT = _live(
-    "llmkg.resource.limit", "1", "Limits: memory in bytes, cpu as a fraction of 1.", {"name": RESOURCES}
+    "llmkg.resource.limit",
+    "1",
+    "Limits: memory in bytes, cpu as a fraction of 1, connections.",
+    {"name": RESOURCES},
 )
 RESOURCE_USAGE = _live(
-    "llmkg.resource.usage", "1", "Use: memory in bytes, cpu as a fraction of 1.", {"name": RESOURCES}
+    "llmkg.resource.usage",
+    "1",
+    "Use: memory in bytes, cpu as a fraction of 1, connections.",
+    {"name": RESOURCES},
 )
 HEALTH_STATUS = _state(
     "llmkg.health.status",

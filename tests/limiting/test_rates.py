@@ -3,16 +3,18 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkg_otel.config import RateLimitConfig, RateLimitRule
-from llmkg_otel.errors import RateLimitedError
+from llmkg_otel.errors import InvalidInputError, RateLimitedError
 from llmkg_otel.limiting.rates import RateLimits
-from llmkg_otel.limiting.token_bucket import TokenBucket
+
+if TYPE_CHECKING:
+    from llmkg_otel.limiting.plan import Levels
 
 SLOW = 1e-3  # tokens a second: within a test, the burst is all there is
 
@@ -23,15 +25,15 @@ def limits(total: int, user: int | None = None, **options: Any) -> RateLimits:
     return RateLimits(config)
 
 
-def bucket(burst: int) -> TokenBucket:
-    return TokenBucket(RateLimitRule(requests_per_second=SLOW, burst_capacity=burst))
+def rule(burst: int, **options: Any) -> RateLimitRule:
+    return RateLimitRule(requests_per_second=SLOW, burst_capacity=burst, **options)
 
 
 def refusal(
-    rates: RateLimits, own: TokenBucket | None = None, user: str | None = None, now: float = 0.0
+    rates: RateLimits, own: Levels | None = None, user: str | None = None, now: float = 0.0, cost: int = 1
 ) -> RateLimitedError | None:
     try:
-        rates.check("search", own, user, now)
+        rates.check("search", own or rates.levels("search", ()), user, now, cost)
     except RateLimitedError as error:
         return error
     return None
@@ -42,19 +44,22 @@ def scopes(answers: list[RateLimitedError | None]) -> list[str]:
 
 
 def test_a_refusal_by_the_operation_costs_the_global_limit_nothing() -> None:
-    rates, own = limits(total=3), bucket(1)
+    rates = limits(total=3)
+    own = rates.levels("search", (rule(1),))
     assert scopes([refusal(rates, own) for _ in range(20)]) == ["", *["operation"] * 19]
     assert scopes([refusal(rates) for _ in range(3)]) == ["", "", "global"]
 
 
 def test_a_refusal_by_the_user_limit_costs_the_others_nothing() -> None:
-    rates, own = limits(total=3, user=1), bucket(3)
+    rates = limits(total=3, user=1)
+    own = rates.levels("search", (rule(3),))
     assert scopes([refusal(rates, own, "a") for _ in range(20)]) == ["", *["user"] * 19]
     assert scopes([refusal(rates, own, name) for name in "bcd"]) == ["", "", "global"]
 
 
 def test_a_refusal_by_the_global_limit_costs_the_operation_and_the_user_nothing() -> None:
-    rates, own = limits(total=1, user=1), bucket(2)
+    rates = limits(total=1, user=1)
+    own = rates.levels("search", (rule(2),))
     assert scopes([refusal(rates, own, "a"), *(refusal(rates, own, "b") for _ in range(9))]) == [
         "",
         *["global"] * 9,
@@ -79,24 +84,95 @@ def test_without_a_rule_for_users_only_the_global_limit_holds() -> None:
     assert scopes([refusal(rates, user="a") for _ in range(3)]) == ["", "", "global"]
 
 
-def test_switched_off_nothing_is_limited_or_counted_but_what_an_operation_brings() -> None:
+def test_switched_off_nothing_is_limited_or_counted() -> None:
     rates = limits(total=1, user=1, enabled=False)
-    assert scopes([refusal(rates, user="a") for _ in range(5)]) == [""] * 5
+    own = rates.levels("search", (rule(1),))
+    assert scopes([refusal(rates, own, user="a") for _ in range(5)]) == [""] * 5
     assert set(rates.decisions.values()) == {0}
-    assert scopes([refusal(rates, bucket(1)), refusal(rates, own := bucket(1)), refusal(rates, own)]) == [
-        "",
-        "",
-        "operation",
+
+
+def test_each_level_may_have_several_rules_of_any_strategy_and_all_hold() -> None:
+    rates = RateLimits(
+        RateLimitConfig(
+            requests_per_second=SLOW,
+            burst_capacity=9,
+            also=(rule(7, strategy="fixed_window"),),
+            per_user=(rule(6), rule(2, strategy="moving_window")),
+        )
+    )
+    own = rates.levels("search", (rule(5, strategy="sliding_window"), rule(8)))
+    asked = [refusal(rates, own, user) for user in ("a", "a", "a", "b", "b", "c", "c")]
+    assert scopes(asked) == ["", "", "user", "", "", "", "operation"]
+    assert scopes([refusal(rates) for _ in range(3)]) == ["", "", "global"]
+    limits = [error.limit for error in (*asked, refusal(rates)) if error is not None]
+    assert limits == [
+        "2 per 2000 s (moving window)",
+        "5 per 5000 s (sliding window)",
+        "7 per 7000 s (fixed window)",
     ]
 
 
+def test_a_call_counts_as_many_times_as_it_costs_and_a_refused_one_not_at_all() -> None:
+    rates = limits(total=9, user=6)
+    own = rates.levels("search", (rule(5, strategy="fixed_window"),))
+    asked = [refusal(rates, own, "a", cost=cost) for cost in (3, 3, 2, 1)]
+    assert scopes(asked) == ["", "operation", "", "operation"]
+    assert scopes([refusal(rates, user="a", cost=cost) for cost in (2, 1, 1)]) == ["user", "", "user"]
+    assert scopes([refusal(rates, user="b", cost=cost) for cost in (4, 3, 1)]) == ["global", "", "global"]
+
+
 @pytest.mark.parametrize(
-    ("scope", "own", "user"), [("global", None, None), ("operation", bucket(1), None), ("user", None, "a")]
+    ("cost", "told"),
+    [
+        (6, "the operation rate limit of 0.001/second (burst 5) lets at most 5 through at once"),
+        (0, "should be a whole number from 1"),
+        (1.5, "should be a whole number from 1"),
+        (5, None),
+    ],
 )
+def test_a_cost_that_could_never_be_admitted_is_the_callers_mistake(cost: Any, told: str | None) -> None:
+    rates = limits(total=9)
+    own = rates.levels("search", (rule(5),))
+    if told is None:
+        rates.check("search", own, None, 0.0, cost)
+        return
+    with pytest.raises(InvalidInputError) as caught:
+        rates.check("search", own, None, 0.0, cost)
+    assert str(caught.value) == f"search: cost = {cost}: {told}"
+
+
+STRATEGIES = ["token_bucket", "fixed_window", "moving_window", "sliding_window"]
+RULES = st.lists(
+    st.builds(
+        RateLimitRule,
+        requests_per_second=st.floats(0.1, 20),
+        burst_capacity=st.integers(3, 9),
+        strategy=st.sampled_from(STRATEGIES),
+    ),
+    max_size=3,
+).map(tuple)
+
+
+@given(RULES, RULES, RULES, st.lists(st.tuples(st.floats(0, 1), st.sampled_from("ab"), st.integers(1, 3))))
+def test_whoever_waits_as_long_as_told_is_admitted_by_every_rule_of_every_level(
+    also: Any, own_rules: Any, per_user: Any, calls: list[tuple[float, str, int]]
+) -> None:
+    rates = RateLimits(RateLimitConfig(burst_capacity=3, also=also, per_user=per_user))
+    own, now = rates.levels("search", own_rules), 1000.0
+    for gap, user, cost in calls:
+        now += gap
+        if (error := refusal(rates, own, user, now, cost)) is not None:
+            assert error.retry_after is not None
+            now += error.retry_after
+            assert refusal(rates, own, user, now, cost) is None
+
+
+@pytest.mark.parametrize(("scope", "user"), [("global", None), ("operation", None), ("user", "a")])
 def test_a_refusal_names_the_operation_the_rule_its_limit_and_when_to_come_back(
-    scope: str, own: TokenBucket | None, user: str | None
+    scope: str, user: str | None
 ) -> None:
     rates = limits(total=1 if scope == "global" else 9, user=1)
+    own = rates.levels("search", (rule(1),) if scope == "operation" else ())
     rates.check("search", own, user, 0.0)
     error = refusal(rates, own, user, 400.0)
     assert error is not None
@@ -110,7 +186,8 @@ def test_a_refusal_names_the_operation_the_rule_its_limit_and_when_to_come_back(
 def test_every_decision_is_counted_once_for_each_level_that_took_part(
     calls: list[tuple[bool, str | None]],
 ) -> None:
-    rates, own = limits(total=9, user=3), bucket(5)
+    rates = limits(total=9, user=3)
+    own = rates.levels("search", (rule(5),))
     expected = dict.fromkeys(product(("global", "operation", "user"), ("acquired", "rejected")), 0)
     for with_rule, user in calls:
         refused = refusal(rates, own if with_rule else None, user)
@@ -124,7 +201,8 @@ def test_every_decision_is_counted_once_for_each_level_that_took_part(
 
 
 def test_threads_together_are_admitted_exactly_as_often_as_there_are_tokens() -> None:
-    rates, own = limits(total=1000, user=150), bucket(500)
+    rates = limits(total=1000, user=150)
+    own = rates.levels("search", (rule(500),))
     start = threading.Barrier(8)
 
     def worker(number: int) -> int:

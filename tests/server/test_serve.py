@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 from support.servers import DEADLINE_SECONDS, SCRIPTS, http_get, wait_until
 from support.tokens import issuing, with_token
 
@@ -224,3 +225,21 @@ def test_a_wrong_configuration_is_told_in_one_line_each(tmp_path: Path) -> None:
     assert "retry.max_retries = -1: should be greater than or equal to 0" in done.stderr
     assert "rate_limting: unknown option; did you mean rate_limiting?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("trusted", "let_in"), [("127.0.0.0/8", [True, False, True]), ("", [True, False, False])]
+)
+async def test_clients_behind_a_proxy_have_limits_of_their_own_only_if_the_proxy_is_trusted(
+    servers: Servers, trusted: str, let_in: list[bool]
+) -> None:
+    limits = {"LLMKG_RATE_LIMITING__PER_USER": "1/hour"} | {"LLMKG_SERVER__TRUSTED_PROXIES": trusted}
+    server = servers.start(env=limits)
+    answers = []
+    for address in ("198.51.100.1", "198.51.100.1", "198.51.100.2"):
+        async with (
+            httpx2.AsyncClient(headers={"x-forwarded-for": address}) as http,
+            Client(streamable_http_client(server.mcp_url, http_client=http)) as client,
+        ):
+            answers.append(not (await client.call_tool("find_facts", {"subject": "x"})).is_error)
+    assert answers == let_in

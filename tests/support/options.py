@@ -19,7 +19,8 @@ OPERATION = "retry"  # an operation may be called like an option
 
 def _leaves(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each option's path and what the schema says of its value."""
-    for part in (schema, *schema.get("anyOf", ())):
+    either = schema.get("anyOf", ())
+    for part in (schema, *either, *(each for one in either for each in one.get("oneOf", ()))):
         if "$ref" in part:
             yield from _leaves(SCHEMA["$defs"][part["$ref"].rpartition("/")[2]], path)
             return
@@ -52,8 +53,8 @@ def _bad_values(schema: dict[str, Any]) -> Iterator[tuple[Any, str]]:
     if "pattern" in schema:
         yield "no match", "should match pattern"
     if "enum" in schema:
-        words = [repr(word) for word in schema["enum"]]
-        yield "loud", f"should be {', '.join(words[:-1])} or {words[-1]}"
+        *most, last = map(repr, schema["enum"])
+        yield "loud", f"should be {', '.join(most)} or {last}"
     wrong = {"boolean": "perhaps", "integer": 2.5, "number": "soon", "string": 5, "array": 5}
     yield wrong[schema["type"]], "is not a valid path" if schema.get("format") == "path" else "should be"
 
