@@ -70,7 +70,10 @@ class Exported(NamedTuple):
 def configuration(rule_file: Path) -> ProductionConfig:
     once = RateLimitRule(requests_per_second=1e-3, burst_capacity=1)
     return ProductionConfig(
-        rate_limiting=RateLimitConfig(per_user=RateLimitRule(requests_per_second=1000)),
+        rate_limiting=RateLimitConfig(
+            per_user=RateLimitRule(requests_per_second=1000),
+            storage_uri=SecretStr("redis://127.0.0.1:1/0"),  # nobody there
+        ),
         retry=RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
         circuit_breaker=CircuitBreakerConfig(failure_threshold=2),
         circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr("redis://127.0.0.1:1/0")),  # nobody there
@@ -256,8 +259,10 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     assert seen["llmkg.operation.name"] == OPERATIONS
     assert seen["name"] == OPERATIONS | set(semconv.RESOURCES)
     assert seen["pool"] == {"operations", "narrow"}
-    own = {"resources", "event_loop", "circuit_breakers", "circuit_sharing", "telemetry", "alert_rules"}
-    assert seen["component"] == {"engine"} | own
+    assert seen["component"] == {
+        *("engine", "resources", "event_loop", "circuit_breakers", "circuit_sharing", "telemetry"),
+        *("alert_rules", "rate_limit_store"),
+    }
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
         *("cancelled", "draining", "OSError"),
@@ -275,7 +280,7 @@ def test_durations_have_the_contracts_buckets(exported: Exported) -> None:
 
 def test_a_status_metric_has_one_point_per_state_and_one_of_them_is_1(exported: Exported) -> None:
     status = [metric for metric in exported.metrics if metric.name.endswith((".status", ".trend"))]
-    assert len({metric.name for metric in status}) == 7
+    assert len({metric.name for metric in status}) == 8
     for metric in status:
         groups: dict[object, dict[object, object]] = {}
         for point, attributes in points(metric):
