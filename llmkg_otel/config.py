@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from llmkg_otel._config_notify import NotifyConfig, Section
 from llmkg_otel._config_sources import CheckedModelMeta, file_source, ordered_sources, parse_rate
 from llmkg_otel._config_types import (
     Count,
@@ -36,21 +37,17 @@ __all__ = [
     "HealthCheckConfig",
     "LoadSheddingConfig",
     "MonitoringConfig",
+    "NotifyConfig",
     "OperationConfig",
     "ProductionConfig",
     "RateLimitConfig",
     "RateLimitRule",
     "ResourceLimits",
     "RetryConfig",
+    "Section",
     "ServerConfig",
     "ShutdownConfig",
 ]
-
-
-class Section(BaseModel, metaclass=CheckedModelMeta):
-    """A frozen group of options; building one with a bad value raises ConfigurationError."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class RetryConfig(Section):
@@ -223,10 +220,16 @@ class MonitoringConfig(Section):
 
 
 class AlertingConfig(Section):
-    """Which Prometheus rule files are evaluated in process, and whether the built-in rules are too."""
+    """Which Prometheus rule files are evaluated in process, beside the built-in rules, and who is told.
+
+    `notify` names the places. `trace_link` is a link to a trace, with `{trace_id}` in it (None: the id is
+    told without one).
+    """
 
     default_rules: bool = True
     rule_files: tuple[Path, ...] = ()
+    notify: dict[str, NotifyConfig] = Field(default_factory=dict)
+    trace_link: str | None = Field(default=None, pattern=r"^https?://.*\{trace_id\}")
 
 
 class HealthCheckConfig(Section):

@@ -89,7 +89,12 @@ class ProductionSystem:
         self.probes = Probes(self.heartbeat, lambda: self.lifecycle.state, self.health.components)
         self._sequence = ShutdownSequence(config.shutdown, observer, self.lifecycle, self.calls, self._flush)
         self.alerts = AlertWatch(
-            config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
+            config,
+            self.telemetry.collected.collect,
+            observer,
+            observer.alerts_evaluated,
+            on_told=observer.alert_told,
+            failing_trace=observer.failing_trace,
         )
         if (close := getattr(engine, "aclose", None)) is not None:
             self._sequence.register("engine", close)  # first to register, so last to close

@@ -12,7 +12,7 @@ from mcp import Client
 from support.servers import Servers, http_get
 
 import llmkg_otel
-from llmkg_otel.config import OperationConfig, ProductionConfig, RateLimitRule, Section
+from llmkg_otel.config import NotifyConfig, OperationConfig, ProductionConfig, RateLimitRule, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,7 @@ PARSING = ("test_config.py", "test_config_sources.py")
 
 SECTIONS: dict[str, type[Section]] = {
     **{name: type(part) for name, part in ProductionConfig() if isinstance(part, Section)},
+    "notify": NotifyConfig,
     "operations": OperationConfig,
     "per_user": RateLimitRule,
 }
