@@ -26,7 +26,7 @@ __all__ = ["CheckedModelMeta", "Section", "describe", "file_source", "ordered_so
 _PREFIX = "LLMKG_"
 _RATES = frozenset({"rate_limiting", "per_user", "rate_limit"})
 """Options that hold a rate, which may be written in words."""
-_SECRETS = ("token", "secret", "storage_uri")
+_SECRETS = ("token", "secret", "storage_uri", "url", "authorization")
 """Parts of the names of options that hold secrets: no value of one is shown, nor one that holds one."""
 
 

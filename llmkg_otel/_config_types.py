@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import ipaddress
+import os
 import re
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
@@ -24,6 +25,7 @@ from pydantic_settings import NoDecode
 
 __all__ = [
     "Count",
+    "EnvironmentSecret",
     "ExceptionTypes",
     "Fraction",
     "Milliseconds",
@@ -110,6 +112,20 @@ def _names_a_store(uri: SecretStr) -> SecretStr:
 
 StorageUri = Annotated[SecretStr, AfterValidator(_names_a_store)]
 """Where a store is that processes share, in the notation of the `limits` library; it may hold a password."""
+
+
+def _from_environment(value: object) -> object:
+    """Replace each `${NAME}`."""
+    if not isinstance(value, str):
+        return value
+    names = re.findall(r"\$\{(\w+)\}", value)
+    if missing := [name for name in names if name not in os.environ]:
+        raise ValueError(f"the environment has no variable {missing[0]}")
+    return re.sub(r"\$\{(\w+)\}", lambda found: os.environ[found[1]], value)
+
+
+EnvironmentSecret = Annotated[SecretStr, BeforeValidator(_from_environment)]
+"""A secret that the environment may hold: "Bearer ${PAGER_TOKEN}"."""
 
 TokenPairs = Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_token_pairs)]
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from llmkg_otel._config_notify import NotifyConfig
 from llmkg_otel._config_rates import RateLimitConfig, RateLimitRule, RateLimitRules
 from llmkg_otel._config_sources import CheckedModelMeta, Section, file_source, ordered_sources
 from llmkg_otel._config_types import (
@@ -39,12 +40,14 @@ __all__ = [
     "HealthCheckConfig",
     "LoadSheddingConfig",
     "MonitoringConfig",
+    "NotifyConfig",
     "OperationConfig",
     "ProductionConfig",
     "RateLimitConfig",
     "RateLimitRule",
     "ResourceLimits",
     "RetryConfig",
+    "Section",
     "ServerConfig",
     "ShutdownConfig",
 ]
@@ -194,10 +197,16 @@ class MonitoringConfig(Section):
 
 
 class AlertingConfig(Section):
-    """Which Prometheus rule files are evaluated in process, and whether the built-in rules are too."""
+    """Which Prometheus rule files are evaluated in process, beside the built-in rules, and who is told.
+
+    `notify` names the places. `trace_link` is a link to a trace, with `{trace_id}` in it (None: the id is
+    told without one).
+    """
 
     default_rules: bool = True
     rule_files: tuple[Path, ...] = ()
+    notify: dict[str, NotifyConfig] = Field(default_factory=dict)
+    trace_link: str | None = Field(default=None, pattern=r"^https?://.*\{trace_id\}")
 
 
 class HealthCheckConfig(Section):

@@ -103,7 +103,12 @@ class ProductionSystem:
             patience=patience(config),
         )
         self.alerts = AlertWatch(
-            config, self.telemetry.collected.collect, observer, observer.alerts_evaluated
+            config,
+            self.telemetry.collected.collect,
+            observer,
+            observer.alerts_evaluated,
+            on_told=observer.alert_told,
+            failing_trace=observer.failing_trace,
         )
         if (close := getattr(engine, "aclose", None)) is not None:
             self._sequence.register("engine", close)  # first to register, so last to close
@@ -133,7 +138,7 @@ class ProductionSystem:
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
         yield "resources", self.resources.start, self.resources.stop
-        yield "rate_limits", _nothing, self.rate_limits.close
+        yield "rate_limits", lambda: None, self.rate_limits.close
         yield "alerts", self.alerts.start, self.alerts.stop
         if (shared := self.shared_circuits) is not None:
             begin = functools.partial(run_in_daemon_thread, shared.start, "llmkg-circuits-start")
@@ -388,10 +393,6 @@ class ProductionSystem:
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
         return await run_in_daemon_thread(functools.partial(self.telemetry.close, timeout), "llmkg-flush")
-
-
-def _nothing() -> None:
-    """Begin what needs no beginning."""
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:

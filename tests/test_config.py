@@ -76,7 +76,7 @@ def test_a_bad_value_is_told_with_its_path_itself_and_what_is_allowed(
     path: str, value: Any, rule: str
 ) -> None:
     message = problem(**nest(path, value))
-    secret = re.search("token|secret|storage_uri", path)
+    secret = re.search("token|secret|storage_uri|url|authorization", path)
     assert message.startswith(f"{path} = {'(hidden)' if secret else repr(value)}: ")
     assert rule in message
 

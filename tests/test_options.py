@@ -13,7 +13,7 @@ from support.servers import Servers, http_get
 
 import llmkg_otel
 from llmkg_otel._config_sources import Section
-from llmkg_otel.config import OperationConfig, ProductionConfig, RateLimitRule
+from llmkg_otel.config import NotifyConfig, OperationConfig, ProductionConfig, RateLimitRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ PARSING = ("test_config.py", "test_config_sources.py")
 
 SECTIONS: dict[str, type[Section]] = {
     **{name: type(part) for name, part in ProductionConfig() if isinstance(part, Section)},
+    "notify": NotifyConfig,
     "operations": OperationConfig,
     "per_user": RateLimitRule,
 }

@@ -45,4 +45,5 @@ class Instruments:
         self.shutdown_phase_duration = histogram(meter, semconv.SHUTDOWN_PHASE_DURATION)
         self.shutdown_operations = counter(meter, semconv.SHUTDOWN_OPERATIONS)
         self.alert_evaluation_duration = histogram(meter, semconv.ALERT_EVALUATION_DURATION)
+        self.alert_notifications = counter(meter, semconv.ALERT_NOTIFICATIONS)
         self.hook_errors = counter(meter, semconv.HOOK_ERRORS)

@@ -57,6 +57,7 @@ class TelemetryObserver:
         self._duration = self._instruments.operation_duration
         self._attributes: dict[str, dict[str, str]] = {}
         self._opened_by: dict[str, SpanContext] = {}
+        self._failing: dict[str, tuple[str, float]] = {}
         self._shutdown_span: Span | None = None
         self._failed_hooks: set[tuple[str, str]] = set()
         self._fallbacks: set[str] = set()
@@ -146,9 +147,21 @@ class TelemetryObserver:
         """Record one evaluation of the alert rules."""
         self._instruments.alert_evaluation_duration.record(seconds)
 
+    def alert_told(self, channel: str, kind: str | None) -> None:
+        """Count a message about alerts; `kind` is the error.type of one that did not arrive."""
+        failed = {} if kind is None else {semconv.ERROR_TYPE: kind}
+        self._instruments.alert_notifications.add(1, {"channel": channel} | failed)
+
+    def failing_trace(self, operation: str, since: float) -> str | None:
+        """Return the trace id of an operation's latest failed call; None: none, or before `since` (epoch)."""
+        trace_id, at = self._failing.get(operation, ("", 0.0))
+        return trace_id if trace_id and at >= since else None
+
     def _mark_failed(self, call: Call, error: BaseException, kind: str) -> None:
         span: Span = call.span
         _set_error(span, error, kind)
+        if (context := span.get_span_context()).trace_flags.sampled:
+            self._failing[call.operation] = format(context.trace_id, "032x"), time.time()
         if not isinstance(error, RejectedError):
             return
         span.set_attribute(semconv.REJECTION_SCOPE, error.scope)

@@ -271,6 +271,13 @@ ALERT_STATUS = _state(
 ALERT_EVALUATION_DURATION = _duration(
     "llmkg.alert.evaluation.duration", "Evaluations of all alert rules.", {}
 )
+ALERT_NOTIFICATIONS = Instrument(
+    "llmkg.alert.notifications",
+    "Counter",
+    "{notification}",
+    "Messages about alerts, by channel; with an error type, those that did not arrive after retries.",
+    {"channel": None, ERROR_TYPE: None},
+)
 HOOK_ERRORS = Instrument(
     "llmkg.telemetry.hook.errors",
     "Counter",

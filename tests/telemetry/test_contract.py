@@ -24,6 +24,7 @@ from llmkg_otel.config import (
     HealthCheckConfig,
     LoadSheddingConfig,
     MonitoringConfig,
+    NotifyConfig,
     OperationConfig,
     ProductionConfig,
     RateLimitConfig,
@@ -78,7 +79,10 @@ def configuration(rule_file: Path) -> ProductionConfig:
         circuit_breaker=CircuitBreakerConfig(failure_threshold=2),
         circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr("redis://127.0.0.1:1/0")),  # nobody there
         monitoring=MonitoringConfig(log_level="debug", alert_check_interval_seconds=1000),
-        alerting=AlertingConfig(rule_files=(rule_file,)),
+        alerting=AlertingConfig(
+            rule_files=(rule_file,),
+            notify={"nobody": NotifyConfig(url=SecretStr("http://127.0.0.1:1"), max_retries=0)},
+        ),
         health=HealthCheckConfig(failure_threshold=1),
         load_shedding=LoadSheddingConfig(mode="shadow"),
         shutdown=ShutdownConfig(lame_duck_seconds=0, graceful_timeout_seconds=0.05),
@@ -117,6 +121,8 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
 
     await system.start()
     system.alerts._loop.run_once()
+    for channel in system.alerts._channels:
+        channel.stop()
     engine.broken = True
     await system.health.run_once()
     system.alerts._loop.run_once()
@@ -265,7 +271,7 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     }
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
-        *("cancelled", "draining", "OSError"),
+        *("cancelled", "draining", "OSError", "ConnectionRefusedError"),
     }
 
 

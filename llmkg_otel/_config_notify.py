@@ -1,0 +1,58 @@
+"""The options of a place that alerts are told to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from llmkg_otel._config_sources import Section
+from llmkg_otel._config_types import Count, EnvironmentSecret, Pause, Seconds
+
+__all__ = ["NotifyConfig"]
+
+
+class NotifyConfig(Section):
+    """A place that alerts are told to: an Alertmanager, a webhook (its JSON), or one of Apprise's services.
+
+    `url` and `authorization` (the whole header, "Bearer ...") may hold `${NAME}`, which the environment
+    replaces; neither is ever shown. A group is the alerts with the same `group_by` labels. It is told
+    `group_wait_seconds` after its first alert, then when an alert is new or resolved, every
+    `group_interval_seconds` at most, and again while it fires every `repeat_interval_seconds`. For an
+    Alertmanager, which groups by itself, None is no group, no wait and a repeat each minute; else it is
+    alertname, 30 s, 5 min and 4 h. At most `max_alerts` are held at once.
+    """
+
+    kind: Literal["alertmanager", "webhook", "apprise"] = "alertmanager"
+    url: EnvironmentSecret = SecretStr("http://127.0.0.1:9093")
+    authorization: EnvironmentSecret | None = None
+    send_resolved: bool = True
+    group_by: tuple[str, ...] | None = None
+    group_wait_seconds: Pause | None = None
+    group_interval_seconds: Seconds | None = None
+    repeat_interval_seconds: Seconds | None = None
+    timeout_seconds: Seconds = 5.0
+    max_retries: int = Field(default=5, ge=0, le=100)
+    max_alerts: Count = 1000
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that make a group."""
+        default = () if self.kind == "alertmanager" else ("alertname",)
+        return default if self.group_by is None else self.group_by
+
+    @property
+    def wait_seconds(self) -> float:
+        """From a group's first alert to its first message."""
+        default = 0.0 if self.kind == "alertmanager" else 30.0
+        return default if self.group_wait_seconds is None else self.group_wait_seconds
+
+    @property
+    def interval_seconds(self) -> float:
+        """Between two looks at a group."""
+        return self.group_interval_seconds or (1.0 if self.kind == "alertmanager" else 300.0)
+
+    @property
+    def repeat_seconds(self) -> float:
+        """Between two messages when nothing changes."""
+        return self.repeat_interval_seconds or (60.0 if self.kind == "alertmanager" else 14_400.0)

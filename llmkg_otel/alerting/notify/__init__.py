@@ -1,0 +1,35 @@
+"""Telling people: a channel per place that alerts go to, each a small file behind one protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkg_otel.alerting.notify.alertmanager import Alertmanager
+from llmkg_otel.alerting.notify.apprise import AppriseTarget
+from llmkg_otel.alerting.notify.channel import Channel
+from llmkg_otel.alerting.notify.webhook import Webhook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llmkg_otel.alerting.notify.message import Target
+    from llmkg_otel.config import NotifyConfig
+
+__all__ = ["Channel", "make_channels"]
+
+_TARGETS: dict[str, Callable[[NotifyConfig], Target]] = {
+    "alertmanager": Alertmanager,
+    "webhook": Webhook,
+    "apprise": AppriseTarget,
+}
+
+
+def make_channels(
+    configs: Mapping[str, NotifyConfig], told: Callable[[str, str | None], None]
+) -> list[Channel]:
+    """Return a channel for each section of `alerting.notify`, not yet started.
+
+    `told` hears of each message: the channel, and the error.type (None: it arrived). Raises
+    ConfigurationError for an address that is none, or a kind whose package is missing.
+    """
+    return [Channel(name, config, _TARGETS[config.kind](config), told) for name, config in configs.items()]

@@ -1,0 +1,54 @@
+"""One POST of JSON, and what its failure means. The address and the header may be secrets: never told."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+
+from llmkg_otel.alerting.notify.message import DeliveryError
+from llmkg_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from llmkg_otel.config import NotifyConfig
+
+__all__ = ["checked_url", "post"]
+
+
+def checked_url(config: NotifyConfig) -> str:
+    """Return the address if it is http or https; raise ConfigurationError that does not quote it."""
+    url = config.url.get_secret_value()
+    if re.match(r"https?://[^/\s]+", url) is None:
+        raise ConfigurationError(
+            f"alerting.notify: the url of a {config.kind} begins with http:// or https://"
+        )
+    return url
+
+
+def post(url: str, config: NotifyConfig, body: Any) -> None:
+    """Send it; 429 and 5xx, a time-out and a broken connection may be tried again. Raises DeliveryError."""
+    headers = {"Content-Type": "application/json", "User-Agent": "llmkg-otel"}
+    if config.authorization is not None:
+        headers["Authorization"] = config.authorization.get_secret_value()
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=config.timeout_seconds):  # noqa: S310
+            return
+    except urllib.error.HTTPError as error:
+        with error:
+            raise DeliveryError(
+                str(error.code),
+                retryable=error.code == 429 or error.code >= 500,
+                retry_after=_seconds(error.headers.get("Retry-After")),
+            ) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)  # what urllib has wrapped
+        kind = type(reason if isinstance(reason, Exception) else error).__name__
+        raise DeliveryError(kind, retryable=True) from None
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text is not None and re.fullmatch(r"\d{1,9}", text) else None
