@@ -18,7 +18,7 @@ from support.checkpoints import Saving, embedded, names
 from support.engines import StubEngine
 from support.time import settle
 
-from llmkg_otel.config import ProductionConfig
+from llmkg_otel.config import CheckpointConfig, ProductionConfig
 from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
 from llmkg_otel.engine.protocol import Fact
 from llmkg_otel.errors import ConfigurationError
@@ -238,7 +238,7 @@ async def test_a_shutdown_goes_on_when_the_last_checkpoint_hangs(
 ) -> None:
     engine = Backups()
     engine.hangs = True
-    system = make_system(engine, checkpoint={"directory": tmp_path, "timeout_seconds": 0.05})
+    system = make_system(engine, checkpoint=CheckpointConfig(directory=tmp_path, timeout_seconds=0.05))
     async with system:
         pass
     report = await system.shutdown()
