@@ -134,7 +134,7 @@ async def test_an_answer_is_kept_for_its_time_and_for_who_got_it(
             raise ConnectionError
         return f"for {user}"
 
-    monkeypatch.setattr("llmkg_otel.server.middleware._user", lambda: user)
+    monkeypatch.setattr("llmkg_otel.server.middleware.caller", lambda _proxies: user)
     system = system_of(None, telemetry, {"work": ["cached_answer"]}, cached_answer_seconds=60)
     middleware = ProductionMiddleware(system)
     server.add_middleware(middleware)
