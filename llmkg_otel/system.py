@@ -114,6 +114,7 @@ class ProductionSystem:
         self._sequence.register("resources", self.resources.stop)
         self.resources.start()
         self._sequence.register("rate_limits", self.rate_limits.close)
+        await self.rate_limits.start()
         self._sequence.register("alerts", self.alerts.stop)
         self.alerts.start()
         self._sequence.register("heartbeat", self._heartbeat.stop)

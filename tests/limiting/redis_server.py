@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -41,16 +40,17 @@ class RedisServer:
         while True:
             try:
                 self.client.ping()
-                return
             except redis.ConnectionError:
                 assert time.monotonic() < deadline, (self._directory / "redis.log").read_text()
                 time.sleep(0.01)
+            else:
+                return
 
     def pause(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self.process.pid, signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.process.kill()
