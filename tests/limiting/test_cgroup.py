@@ -147,7 +147,7 @@ open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 from llmkg_otel.config import ResourceLimits
 from llmkg_otel.limiting.resources import Resources
 resources, held = Resources(ResourceLimits(max_memory_bytes=10**12)), []
-while not resources.exhausted and len(held) < 50:
+while "memory" not in resources.exhausted and len(held) < 50:
     held.append(b"x" * (4 << 20))
     resources.observe(resources._sample())
 print(int(resources.limits["memory"]), int(resources.usage.memory), len(held))

@@ -46,7 +46,7 @@ def run(redis_server: RedisServer) -> Callable[[str], Run]:
         text = script_source(name).replace("redis.call('TIME')", "{table.remove(ARGV), table.remove(ARGV)}")
         registered = redis_server.client.register_script(text)
 
-        def at(now: float, keys: list[str], *arguments: object) -> Any:
+        def at(now: float, keys: list[str], *arguments: Any) -> Any:
             seconds, micros = divmod(round(now * 1e6), 1_000_000)
             return registered(keys=keys, args=[*arguments, micros, seconds])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from limiting.sharing import MODES, Make, ask, ask_sync, rule, scopes
@@ -28,7 +28,7 @@ LONGEST = 0.06
 
 
 async def test_instances_share_every_level_and_a_refusal_costs_none(make: Make) -> None:
-    options = {"burst": 6, "per_user": rule(2), "also": (rule(5, strategy="moving_window"),)}
+    options: dict[str, Any] = {"burst": 6, "per_user": rule(2), "also": (rule(5, strategy="moving_window"),)}
     one, other = make(**options), make(**options)
     own = (rule(4, strategy="fixed_window"), rule(4, strategy="sliding_window"))
     levels = {rates: rates.levels("op", own) for rates in (one, other)}
@@ -75,7 +75,8 @@ async def test_a_call_costs_what_it_weighs_and_never_more_than_could_be_admitted
 
 async def test_threads_and_the_loop_share_one_connection(make: Make, redis_server: RedisServer) -> None:
     rates = make(burst=100)
-    levels, admitted = rates.levels("op", ()), []
+    levels = rates.levels("op", ())
+    admitted: list[RateLimitedError | None] = []
     threads = [
         threading.Thread(target=lambda: admitted.extend(ask_sync(rates, levels) for _ in range(30)))
         for _ in range(3)

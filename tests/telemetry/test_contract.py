@@ -66,7 +66,10 @@ class Exported(NamedTuple):
 def configuration(rule_file: Path) -> ProductionConfig:
     once = RateLimitRule(requests_per_second=1e-3, burst_capacity=1)
     return ProductionConfig(
-        rate_limiting=RateLimitConfig(per_user=RateLimitRule(requests_per_second=1000)),
+        rate_limiting=RateLimitConfig(
+            per_user=RateLimitRule(requests_per_second=1000),
+            storage_uri="redis://127.0.0.1:1",  # where nobody is
+        ),
         retry=RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
         circuit_breaker=CircuitBreakerConfig(failure_threshold=2),
         monitoring=MonitoringConfig(log_level="debug", alert_check_interval_seconds=1000),
@@ -227,7 +230,9 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     assert seen["llmkg.operation.name"] == OPERATIONS
     assert seen["name"] == OPERATIONS | set(semconv.RESOURCES)
     assert seen["pool"] == {"operations", "narrow"}
-    assert seen["component"] == {"engine", "resources", "circuit_breakers", "alert_rules"}
+    assert seen["component"] == {
+        *("engine", "resources", "rate_limit_store", "circuit_breakers", "alert_rules")
+    }
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
         *("cancelled", "draining", "OSError"),
@@ -245,7 +250,7 @@ def test_durations_have_the_contracts_buckets(exported: Exported) -> None:
 
 def test_a_status_metric_has_one_point_per_state_and_one_of_them_is_1(exported: Exported) -> None:
     status = [metric for metric in exported.metrics if metric.name.endswith(".status")]
-    assert len({metric.name for metric in status}) == 5
+    assert len({metric.name for metric in status}) == 6
     for metric in status:
         groups: dict[object, dict[object, object]] = {}
         for point, attributes in points(metric):
