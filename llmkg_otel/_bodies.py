@@ -8,13 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from llmkg_otel._threads import in_daemon_thread
+from llmkg_otel.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llmkg_otel.call import Call
 
-__all__ = ["awaitable", "is_async"]
+__all__ = ["awaitable", "is_async", "synchronous"]
 
 T = TypeVar("T")
 
@@ -30,6 +31,15 @@ def is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awa
 def awaitable(call: Call, body: Callable[[], Awaitable[T] | T]) -> Callable[[], Awaitable[T]]:
     """Return what can be awaited on the loop: the body itself, or its run in a thread."""
     return body if is_async(body) else partial(_in_thread, call, body)
+
+
+def synchronous(operation: str, result: T) -> T:
+    """Return what a sync operation returned; raise InvalidInputError if its work has yet to be awaited."""
+    if not inspect.isawaitable(result):
+        return result
+    if inspect.iscoroutine(result):
+        result.close()
+    raise InvalidInputError(f"{operation}: it returned an awaitable: `await execute_protected_operation`")
 
 
 async def _in_thread(call: Call, body: Callable[[], Any]) -> Any:

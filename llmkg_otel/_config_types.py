@@ -136,7 +136,7 @@ def _networks(value: object) -> object:
     if not isinstance(value, list | tuple):
         return value
     try:
-        return tuple(ipaddress.ip_network(network) for network in value)
+        return tuple(ipaddress.ip_network(str(network)) for network in value)
     except ValueError as error:
         raise ValueError(f'should be networks like "10.0.0.0/8": {error}') from None
 

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.errors import InvalidInputError
+from llmkg_otel.limiting.waiting import CRITICALITIES
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,6 +75,10 @@ class Call:
     ) -> None:
         if allowed is not None and not 0 < allowed < math.inf:
             raise InvalidInputError(f"timeout = {allowed!r}: should be a number of seconds above 0")
+        if criticality not in CRITICALITIES:
+            raise InvalidInputError(
+                f"criticality = {criticality!r}: should be one of {', '.join(CRITICALITIES)}"
+            )
         if correlation_id is not None and not is_correlation_id(correlation_id):
             raise InvalidInputError("a correlation id has 8 to 64 letters, digits, dots, dashes, underscores")
         parent = _current.get()

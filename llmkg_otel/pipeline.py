@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from llmkg_otel import call as current
-from llmkg_otel._bodies import awaitable, is_async
+from llmkg_otel._bodies import awaitable, is_async, synchronous
 from llmkg_otel._watch import Watch
 from llmkg_otel.errors import CircuitOpenError, InvalidInputError, LlmkgOtelError, OperationTimeoutError
 from llmkg_otel.events import TimeLimitIgnored
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 T = TypeVar("T")
+
+PATIENT_SHARE = 0.5
+"""An attempt that ran out of time had this share of what it may take, or it says nothing of the engine."""
 
 
 class Pipeline:
@@ -232,6 +235,8 @@ class Pipeline:
             ours = watch.stop(call) and task.uncancel() <= cancelling  # else somebody cancelled from outside
             if ours and isinstance(raised, asyncio.CancelledError):
                 timeout = _timeout(op, call, seconds)
+                # Waits of ours, for a permit or before a retry, are no fault of the engine's.
+                call.hurried |= seconds < PATIENT_SHARE * min(op.attempt_timeout, op.timeout)
             self._report(op, call, ticket, timeout or raised, started)
             if timeout is not None:
                 self._learn(op, call, started)
@@ -256,24 +261,28 @@ class Pipeline:
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
         started = time.monotonic()
         try:
-            result = body()
+            result = synchronous(op.name, body())
         except BaseException as raised:
             self._report(op, call, ticket, raised, started)
+            self._tell_if_late(op, started)
             if span is not None:
                 self._observer.attempt_ended(span, raised)
             raise
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
-        if (seconds := time.monotonic() - started) > op.attempt_timeout:
-            self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
+        self._tell_if_late(op, started)
         if self._shedding is not None:
             self._learn(op, call, started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
 
+    def _tell_if_late(self, op: Operation, started: float) -> None:
+        if (seconds := time.monotonic() - started) > op.attempt_timeout:
+            self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
+
     def _learn(self, op: Operation, call: Call, started: float) -> None:
         """Let load shedding know how long the engine took; a call within a call is part of its time."""
-        if self._shedding is not None and not call.nested:
+        if self._shedding is not None and not (call.nested or call.hurried):
             self._shedding.finished(op.name, time.monotonic() - started, self._permits)
 
     def _report(
@@ -291,8 +300,8 @@ class Pipeline:
     def _blames_engine(self, error: BaseException, call: Call) -> TypeGuard[Exception]:
         if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
             return False
-        if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
-            return not call.hurried  # else its caller gave it less time than it is allowed
+        if isinstance(error, OperationTimeoutError) and error.kind == "deadline" and call.hurried:
+            return False  # its caller gave it less time than it is allowed
         return not isinstance(error, LlmkgOtelError) or error.blames_engine
 
 

@@ -138,7 +138,7 @@ class ProductionSystem:
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
         yield "resources", self.resources.start, self.resources.stop
-        yield "rate_limits", lambda: None, self.rate_limits.close
+        yield "rate_limits", self.rate_limits.start, self.rate_limits.close
         yield "alerts", self.alerts.start, self.alerts.stop
         if (shared := self.shared_circuits) is not None:
             begin = functools.partial(run_in_daemon_thread, shared.start, "llmkg-circuits-start")

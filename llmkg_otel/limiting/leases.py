@@ -33,15 +33,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease", "LeasedRateLimits"]
 
-HORIZON = 0.4
+HORIZON = 0.5
 """Seconds of the recent rate that a lease is for..."""
 SMALL_BATCH, LONG_HORIZON = 64, 2.0
 """...and for a slower rate up to so many tokens, or seconds: below 50 calls to a round trip, leases do
 not pay."""
 BUCKET_SHARE = 0.25
 """Most of a bucket that one lease may ask for."""
+LOW = 0.25
+"""Share of a batch below which the next one is asked for; leases of the same call that are below twice that
+join the question."""
 PACE = 0.25
-"""Seconds between questions to a bucket that has run out: every process asks, and some always get some."""
+"""Seconds between questions to a bucket that has run out, but at most half of what it takes to fill."""
 IDLE_SECONDS = 1.0
 
 
@@ -75,7 +78,7 @@ class Lease:
         """Return how many tokens to ask for now, at least `least`; begins a new measure of the rate."""
         rate = self.demand / max(now - self.since, 1e-3)
         size = max(rate * HORIZON, min(SMALL_BATCH, rate * LONG_HORIZON))
-        size = min(size, self.rule.burst * BUCKET_SHARE, 2 * self.wanted + 1)
+        size = min(size, self.rule.burst * BUCKET_SHARE, 4 * self.wanted + 1)
         self.demand, self.since = 0, now
         self.wanted = max(least, math.ceil(size) - self.left)
         return self.wanted
@@ -84,12 +87,13 @@ class Lease:
         """Add what the bucket gave; if that was not all, leave it alone for a while."""
         self.left += tokens
         if tokens < self.wanted:
-            self.empty_until = now + max(wait, PACE * jitter)
+            pace = min(PACE, self.rule.period / 2)
+            self.empty_until = now + max(wait, pace * jitter)
             self.ask_again = min(self.empty_until, now + IDLE_SECONDS)
 
-    def is_low(self, now: float) -> bool:
-        """Say whether to ask for more before it is used up."""
-        return self.left * 4 < self.wanted and self.asking is None and now >= self.ask_again
+    def is_below(self, share: float, now: float) -> bool:
+        """Say whether less than a share of the last batch is left, and it may be asked for more."""
+        return self.left < self.wanted * share and self.asking is None and now >= self.ask_again
 
 
 class LeasedRateLimits(SharedRateLimits):
@@ -134,8 +138,8 @@ class LeasedRateLimits(SharedRateLimits):
                 for lease in leases:
                     lease.left -= call.cost
                 self._admitted(call)
-                if not self._store.down and (low := [lease for lease in leases if lease.is_low(now)]):
-                    self._ask(low, 1, now)
+                if not self._store.down and any(lease.is_below(LOW, now) for lease in leases):
+                    self._ask([lease for lease in leases if lease.is_below(2 * LOW, now)], 1, now)
                 return None
             paused = [lease for lease in lacking if now < lease.ask_again]
             late = self._store.down or now >= call.now + STORE_SECONDS
@@ -162,13 +166,14 @@ class LeasedRateLimits(SharedRateLimits):
             held.append(lease)
         return held
 
-    def _ask(self, lacking: Sequence[Lease], least: int, now: float) -> Future[Any]:
+    def _ask(self, lacking: Sequence[Lease], cost: int, now: float) -> Future[Any]:
         """Ask for a batch for each lease that nobody asks for yet; return the question to wait for."""
         fresh = [lease for lease in lacking if lease.asking is None]
         if not fresh:
             assert lacking[0].asking is not None  # noqa: S101 - else it were fresh
             return lacking[0].asking
-        wanted = [(lease, least, lease.batch(least, now)) for lease in fresh]
+        missing = [(lease, max(1, cost - lease.left)) for lease in fresh]
+        wanted = [(lease, least, lease.batch(least, now)) for lease, least in missing]
         asking = self._store.submit(self._refill(wanted))
         for lease in fresh:
             lease.asking = asking
@@ -191,7 +196,9 @@ class LeasedRateLimits(SharedRateLimits):
         arguments: list[object] = []
         for lease, least, tokens in wanted:
             arguments += [lease.rule.burst, lease.rule.period * 1e6, least, tokens]
-        return await self._store.run("lease", [lease.key for lease, _, _ in wanted], arguments)
+        asked = self._store.ask("lease", [lease.key for lease, _, _ in wanted], arguments)
+        answer: list[Any] | None = await asyncio.wrap_future(asked)
+        return answer
 
     async def _sweep(self) -> None:
         while True:

@@ -84,6 +84,9 @@ class RateLimits:
         """How the shared store is: "primary", "fallback" or "unavailable"; None without one."""
         return None
 
+    async def start(self) -> None:
+        """Make what the first call would have to wait for."""
+
     def close(self) -> None:
         """Give back what is held, and end what runs in the background. Blocks for 0.2 s at most."""
 

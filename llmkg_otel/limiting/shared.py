@@ -9,6 +9,7 @@ are needed: a failing store is no gift of a full burst.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -120,6 +121,10 @@ class SharedRateLimits(RateLimits):
             return "primary"
         return "fallback" if self._counts_locally else "unavailable"
 
+    async def start(self) -> None:
+        """Connect to the store; what goes wrong shows in `store_state`."""
+        await asyncio.wrap_future(self._store.submit(self._store.connect()))
+
     def close(self) -> None:
         """End the store's thread. Calls that still come are decided as with the store down."""
         self._store.close()
@@ -134,7 +139,7 @@ class SharedRateLimits(RateLimits):
             self._fall_back(call)
             return None
         keys = call.shared.keys_of("" if user is None else self._hashed(user))
-        asked = self._store.submit(self._store.run("decide", keys, (cost, *call.shared.arguments)))
+        asked = self._store.ask("decide", keys, (cost, *call.shared.arguments))
         return Pending(asked, now + STORE_SECONDS, partial(self._decided, call, asked))
 
     def _call(

@@ -56,9 +56,15 @@ class Answers:
                         f"operations.{tool}.fallbacks = {rung!r}: should be one of {', '.join(known)}"
                     )
 
-    def ladder(self, tool: str) -> tuple[str, ...]:
-        """Return the names of a tool's rungs, in order."""
-        return self._ladders.get(tool, ())
+    def ladder(self, tool: str, user: str | None) -> tuple[str, ...]:
+        """Return the names of a tool's rungs for this caller, in order.
+
+        Whoever is known by address alone gets no cached answer: behind one address may be many.
+        """
+        ladder = self._ladders.get(tool, ())
+        if user is not None and user.startswith("address "):
+            return tuple(rung for rung in ladder if rung != CACHED_ANSWER)
+        return ladder
 
     def arguments(self, tool: str, rung: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the arguments that a rung calls the tool with."""
@@ -66,7 +72,7 @@ class Answers:
 
     def keep(self, tool: str, user: str | None, given: object, answer: ToolResult) -> None:
         """Keep an answer if the tool's ladder may need it; an error, or one that is too large, is not."""
-        if CACHED_ANSWER not in self.ladder(tool) or answer.is_error:
+        if CACHED_ANSWER not in self.ladder(tool, user) or answer.is_error:
             return
         if self._cache.getsizeof(answer) <= CACHE_BYTES:
             self._cache[_key(tool, user, given)] = answer

@@ -52,8 +52,8 @@ CRITICALITY_KEY = "llmkg/criticality"
 FALLBACK_KEY = "llmkg/fallback"
 """The key of an answer's `_meta` that names the rung which gave it, when the engine could not."""
 
-_CALLERS_MISTAKES = (NotFoundError, ValidationError, ToolError)
-"""A ToolError that wraps nothing is a tool's word to its caller, not a failure of the engine."""
+_CALLERS_MISTAKES = (NotFoundError, ValidationError, ToolError, MCPError)
+"""What a tool, or MCP itself, says to the caller is not a failure of the engine."""
 
 
 class ProductionMiddleware(Middleware):
@@ -138,8 +138,9 @@ class ProductionMiddleware(Middleware):
                 with suppress_fastmcp_telemetry():
                     return self._checked(await call_next(context.copy(message=message)))
             except ToolError as wrapped:
-                # FastMCP wraps what a tool raises; the policies decide by what was raised.
-                if isinstance(wrapped.__cause__, Exception):
+                # FastMCP wraps what a tool raises; the policies decide by what was raised. A ToolError of
+                # the tool's own is its word to the caller, whatever it was raised from.
+                if _is_fastmcps(wrapped) and isinstance(wrapped.__cause__, Exception):
                     raise wrapped.__cause__ from None
                 raise
 
@@ -167,7 +168,7 @@ class ProductionMiddleware(Middleware):
             correlation_id=correlation,
             timeout_seconds=_allowed_seconds(context),
             criticality=_criticality(context),
-            fallbacks={rung: partial(fallback, rung) for rung in answers.ladder(name)},
+            fallbacks={rung: partial(fallback, rung) for rung in answers.ladder(name, user)},
             enrich_current_span=True,
         )
 
@@ -216,6 +217,11 @@ def _error_result(error: Exception) -> ToolResult:
         told = {"code": "engine_error", "message": f"the engine failed: {type(error).__name__}"}
     content = [mcp_types.TextContent(type="text", text=to_json(told).decode())]
     return ToolResult(content=content, structured_content=told, is_error=True)
+
+
+def _is_fastmcps(error: ToolError) -> bool:
+    """Say whether FastMCP made this of another exception: it names the tool, and nothing else does so."""
+    return str(error).startswith("Error calling tool ")
 
 
 def _meta(context: MiddlewareContext[Any]) -> Mapping[str, Any]:

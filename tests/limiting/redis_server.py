@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -27,7 +26,7 @@ class RedisServer:
             self.port = spare.getsockname()[1]
         self._directory = directory
         self.uri = f"redis://127.0.0.1:{self.port}"
-        self.client = redis.Redis(port=self.port)
+        self.client: Any = redis.Redis(port=self.port)  # its types hedge every answer
         self.start()
 
     def start(self) -> None:
@@ -41,16 +40,17 @@ class RedisServer:
         while True:
             try:
                 self.client.ping()
-                return
             except redis.ConnectionError:
                 assert time.monotonic() < deadline, (self._directory / "redis.log").read_text()
                 time.sleep(0.01)
+            else:
+                return
 
     def pause(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self.process.pid, signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.process.kill()

@@ -10,7 +10,7 @@ from fastmcp import Client, FastMCP
 from support.calls import everything_given_back
 
 from llmkg_otel.config import LoadSheddingConfig, OperationConfig, RateLimitConfig, ResourceLimits
-from llmkg_otel.errors import LoadShedError, OverloadedError
+from llmkg_otel.errors import InvalidInputError, LoadShedError, OperationTimeoutError, OverloadedError
 from llmkg_otel.server.middleware import CRITICALITY_KEY, ProductionMiddleware
 
 if TYPE_CHECKING:
@@ -185,3 +185,25 @@ async def test_a_call_within_a_call_needs_no_second_permit(mode: str, make_syste
     assert system.execute_protected_operation_sync(
         "outer", lambda: system.execute_protected_operation_sync("inner", lambda: "in")
     ) == ("in")
+
+
+async def test_a_criticality_that_is_none_is_refused_and_does_no_harm(make_system: MakeSystem) -> None:
+    system = limited(make_system, "on")
+    calls = Calls(system)
+    first = await calls.begin()
+    with pytest.raises(InvalidInputError, match="criticality = 'urgent': should be one of critical"):
+        await (await calls.begin("urgent"))  # type: ignore[arg-type]
+    second = await calls.begin()
+    calls.go.set()
+    assert all(await asyncio.gather(first, second))
+
+
+async def test_a_caller_in_a_hurry_tells_nothing_of_how_fast_the_engine_is(make_system: MakeSystem) -> None:
+    system = make_system(
+        load_shedding=LoadSheddingConfig(mode="on"), rate_limiting=RateLimitConfig(enabled=False)
+    )
+    assert system.load_shedding is not None
+    for _ in range(30):
+        with pytest.raises(OperationTimeoutError):
+            await system.execute_protected_operation("op", asyncio.Event().wait, timeout_seconds=0.001)
+    assert system.load_shedding._limit._calls == 0

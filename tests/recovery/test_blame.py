@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 from support.calls import SIMPLE, exits
 
-from llmkg_otel.config import CircuitBreakerConfig
+from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RetryConfig
 from llmkg_otel.engine.embedded import EngineBusyError, EngineClosedError
 from llmkg_otel.engine.protocol import CapacityExceededError
 from llmkg_otel.errors import (
@@ -78,3 +79,31 @@ async def test_an_engine_that_was_busy_is_asked_again(system: ProductionSystem) 
         return "stored"
 
     assert await system.execute_protected_operation("op", operation) == "stored"
+
+
+async def test_a_wait_in_our_own_queue_is_no_fault_of_the_engines(
+    make_system: Callable[..., ProductionSystem],
+) -> None:
+    op = OperationConfig(timeout=0.2, max_concurrent=1, retry=RetryConfig(max_retries=0))
+    system = make_system(operations={"op": op}, circuit_breaker=CircuitBreakerConfig(failure_threshold=1))
+
+    async def operation() -> None:
+        await asyncio.sleep(0.15)
+
+    run = system.execute_protected_operation
+    first, second = await asyncio.gather(run("op", operation), run("op", operation), return_exceptions=True)
+    assert first is None
+    assert isinstance(second, OperationTimeoutError)
+    assert system.circuit_breaker("op").state == "closed"
+
+
+def test_work_that_has_yet_to_be_awaited_is_no_success(system: ProductionSystem) -> None:
+    async def operation() -> None:
+        """Never awaited."""
+
+    def begin() -> object:
+        return operation()
+
+    with pytest.raises(InvalidInputError, match="it returned an awaitable"):
+        system.execute_protected_operation_sync("op", begin)
+    assert system.circuit_breaker("op").calls["success"] == 0

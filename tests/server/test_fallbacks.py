@@ -148,6 +148,11 @@ async def test_an_answer_is_kept_for_its_time_and_for_who_got_it(
         assert await worked() == "for alice"
         user = "bob"
         assert await worked() is None
+        user = "address 10.0.0.1"  # many may be behind it
+        broken = False
+        assert await worked() == "for address 10.0.0.1"
+        broken = True
+        assert await worked() is None
         user = "alice"
         middleware._answers._cache.expire(1e9)
         assert await worked() is None

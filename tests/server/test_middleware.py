@@ -165,10 +165,13 @@ async def test_callers_whose_requests_are_too_large_close_the_door_to_nobody_els
     assert not (await client.call_tool("store_knowledge", {"text": "short"})).is_error
 
 
+@pytest.mark.parametrize("cause", [None, ValueError("seven is no number")])
 async def test_a_tools_word_to_its_caller_is_said_once_and_closes_no_door(
-    tools: Tools, telemetry: CapturedTelemetry
+    cause: Exception | None, tools: Tools, telemetry: CapturedTelemetry
 ) -> None:
     tools.failures = [ToolError("ask differently") for _ in range(12)]
+    for failure in tools.failures:
+        failure.__cause__ = cause
     tools.server.add_middleware(ProductionMiddleware(system_of(None, telemetry)))
     async with Client(tools.server) as client:
         for _ in range(12):

@@ -2,7 +2,7 @@
 -- KEYS: one for each rule, all in one hash slot.
 -- ARGV: the call's cost, then for each rule its strategy, its amount and its period in microseconds.
 -- Returns {0, "0"}, or the index of the rule that has room last and the microseconds until then.
--- Time is the server's. Should it step back, what was counted stays counted, for one period at most.
+-- Time is the server's. Should it step back, what lies in the future is counted as of now, once.
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -17,7 +17,11 @@ local strategies = {}
 -- The time at which the bucket will be full again (generic cell rate algorithm).
 function strategies.token_bucket(key, amount, period)
   local full_at = tonumber(redis.call('GET', key) or now)
-  full_at = math.max(now, math.min(full_at, now + period)) + cost * period / amount
+  if full_at > now + period then
+    full_at = now + period
+    keep(key, string.format('%.17g', full_at), period)
+  end
+  full_at = math.max(now, full_at) + cost * period / amount
   if full_at - now > period + 1 then
     return full_at - now - period
   end
@@ -29,6 +33,9 @@ function strategies.fixed_window(key, amount, period)
   local index = math.floor(now / period)
   local at, count = string.match(redis.call('GET', key) or '', '^(%d+) (%d+)$')
   count = (at and tonumber(at) >= index) and tonumber(count) or 0
+  if at and tonumber(at) > index then
+    keep(key, string.format('%.0f %.0f', index, count), period)
+  end
   if count + cost > amount then
     return (index + 1) * period - now
   end
@@ -44,6 +51,9 @@ function strategies.sliding_window(key, amount, period)
     before, count = count, 0
   elseif at < index then
     before, count = 0, 0
+  end
+  if at > index then
+    keep(key, string.format('%.0f %.0f %.0f', index, before, count), 2 * period)
   end
   local passed = now / period - index
   if before * (1 - passed) + count + cost <= amount then

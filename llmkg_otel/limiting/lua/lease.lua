@@ -17,7 +17,7 @@ for i, key in ipairs(KEYS) do
   local wait = 0
   if wanted > 0 and granted < least then
     granted, wait = 0, full_at + least * interval - now - period
-  end
+  end -- and written in any case, for a clock that has stepped back
   full_at = full_at + granted * interval
   if full_at > now then
     redis.call('SET', key, string.format('%.17g', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
