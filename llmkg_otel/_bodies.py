@@ -56,7 +56,10 @@ async def _in_thread(call: Call, body: Callable[[], Any]) -> Any:
             return None, error
 
     thread = in_daemon_thread(outcome, "llmkg-operation")
-    call.threads = (*call.threads, thread)
+    at: Call | None = call
+    while at is not None:  # the calls around it hold the permits, and must not retry either
+        at.threads = (*at.threads, thread)
+        at = at.parent
     result, error = await asyncio.wrap_future(thread)
     if error is not None:
         try:

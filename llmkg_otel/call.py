@@ -32,14 +32,17 @@ class Call:
 
     `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller allowed
     less time than the operation may take. `cost` is how many calls it counts as for the rate limits.
-    `attempts` counts times the engine was called. `ended` is True once the outcome is decided: what the
-    call started and still runs is on its own. `task` is the task it runs in, None in a thread; `threads`
-    are the outcomes of the threads that ran sync operations for it. `fallback` is the rung of the fallback
-    ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP or
-    database span around the call is enriched instead of opening one. `span` and `scope` are the observer's.
+    `attempts` counts times the engine was called, and `attempt_seconds` is what the last failed one took.
+    `ended` is True once the outcome is decided: what the call started and still runs is on its own.
+    `parent` is the call around it. `task` is the task it runs in, None in a thread; `threads` are the
+    outcomes of the threads that ran sync operations for it, or within it. `fallback` is the rung of the
+    fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP
+    or database span around the call is enriched instead of opening one. `span` and `scope` are the
+    observer's.
     """
 
     __slots__ = (
+        "attempt_seconds",
         "attempts",
         "correlation_id",
         "cost",
@@ -51,6 +54,7 @@ class Call:
         "hurried",
         "nested",
         "operation",
+        "parent",
         "scope",
         "span",
         "span_owner",
@@ -101,7 +105,9 @@ class Call:
         self.criticality = criticality
         self.span_owner = span_owner
         self.attempts = 0
+        self.attempt_seconds = 0.0
         self.ended: bool = False
+        self.parent = parent
         self.span: Any = None
         self.scope: Any = None
         self.task: asyncio.Task[Any] | None = None

@@ -288,6 +288,7 @@ class Pipeline:
     def _report(
         self, op: Operation, call: Call, ticket: Ticket, error: BaseException, started: float
     ) -> None:
+        call.attempt_seconds = time.monotonic() - started
         if self._blames_engine(error, call):
             op.breaker.failed(ticket, error, started=started)
         else:

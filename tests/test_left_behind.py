@@ -151,3 +151,28 @@ async def test_a_shutdown_refuses_what_a_task_left_behind_begins(system: Product
     over.set()
     with pytest.raises(ShuttingDownError):
         await task
+
+
+async def test_a_thread_left_within_a_call_keeps_that_calls_permit_and_stops_its_retries(
+    make_system: MakeSystem, hung: Hung
+) -> None:
+    system = make_system(
+        operations={"outer": OperationConfig(max_concurrent=1)},
+        resources=ResourceLimits(max_queue_wait_seconds=0.01),
+    )
+    system.configure_operation("inner", OperationConfig(circuit_breaker=CircuitBreakerConfig(timeout=0.02)))
+
+    async def outer() -> None:
+        try:
+            await system.execute_protected_operation("inner", hung)
+        except OperationTimeoutError:
+            raise ConnectionError from None
+
+    with everything_given_back(system):
+        with pytest.raises(ConnectionError):
+            await system.execute_protected_operation("outer", outer)
+        with pytest.raises(OverloadedError):
+            await system.execute_protected_operation("outer", outer)
+        assert hung.calls == 1
+        hung.released.set()
+        join_operations()

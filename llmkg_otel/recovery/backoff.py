@@ -42,13 +42,20 @@ def retry_after_seconds(error: BaseException) -> float:
 def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
     """Say whether the same call may succeed, and may be repeated, after this failure.
 
-    Cancellation and exits are not failures. A timeout leaves the outcome unknown: only an idempotent
-    operation is repeated. Errors of this layer that do not blame the engine are final: whoever refused
-    said when to come back, and a wrong argument stays wrong.
+    Cancellation and exits are not failures. A timeout, of Python's class or one of a library's own
+    (`httpx.ReadTimeout`), leaves the outcome unknown: only an idempotent operation is repeated. Errors of
+    this layer that do not blame the engine are final: whoever refused said when to come back, and a wrong
+    argument stays wrong.
     """
     if not isinstance(error, Exception):
         return False
-    if isinstance(error, TimeoutError):
+    if _ran_out_of_time(error):
         deadline = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
         return idempotent and not deadline
     return not isinstance(error, LlmkgOtelError) or error.blames_engine
+
+
+def _ran_out_of_time(error: Exception) -> bool:
+    """Say whether it tells of a timeout; client libraries have classes of their own, by such names."""
+    names = ("Timeout", "TimeoutError", "TimeoutException")
+    return any(kind.__name__.endswith(names) for kind in type(error).__mro__)

@@ -196,7 +196,7 @@ class _Run:
     def _must_stop(self, state: RetryCallState) -> bool:
         if state.attempt_number > self._policy.config.max_retries:
             self._outcome = "exhausted"
-        elif state.upcoming_sleep >= self._call.remaining():
+        elif state.upcoming_sleep + self._call.attempt_seconds >= self._call.remaining():
             self._outcome = "deadline"
         elif not self._in_budget and not self._policy.budget.try_acquire():
             self._outcome = "budget_exhausted"

@@ -104,6 +104,8 @@ class SharedCircuit:
         """
         self._fence = 0  # another store may have taken over, with a clock that is behind
         word = self._exchange("look")
+        if self._breaker.state not in ("open", "half_open"):
+            self._untold = None  # it has closed since, by its own probes or by hand
         if (opened_at := self._untold) is not None:
             self._tell_opened(opened_at, 0)
         elif word.state == "absent" and self._breaker.state in ("open", "half_open"):

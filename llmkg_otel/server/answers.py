@@ -21,7 +21,10 @@ __all__ = ["CACHED_ANSWER", "Answers", "size_of"]
 
 CACHED_ANSWER = "cached_answer"
 CACHE_BYTES = 32 * 1024 * 1024
-"""Answers kept, in bytes of their JSON; those used longest ago go first."""
+"""Answers kept, in bytes, with what Python needs around their JSON; those used longest ago go first."""
+
+ENTRY_BYTES = 2000
+"""An answer of one short text was measured to take this."""
 
 
 def size_of(*parts: object) -> int:
@@ -46,7 +49,7 @@ class Answers:
         self._cache: TTLCache[bytes, ToolResult] = TTLCache(
             CACHE_BYTES,
             config.server.cached_answer_seconds,
-            getsizeof=lambda answer: size_of(answer.content, answer.structured_content),
+            getsizeof=lambda answer: size_of(answer.content, answer.structured_content) + ENTRY_BYTES,
         )
         for tool, ladder in self._ladders.items():
             known = [*rungs.get(tool, ()), CACHED_ANSWER]

@@ -135,3 +135,13 @@ def test_a_failure_is_worth_a_retry_if_the_same_call_may_succeed_and_may_be_repe
 ) -> None:
     assert is_retryable(error, idempotent=False) is any_operation
     assert is_retryable(error, idempotent=True) is idempotent
+
+
+class ReadTimeout(OSError):  # noqa: N818 - named as such libraries do
+    """What a client library of its own calls a timeout."""
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ReadTimeout(), type("Late", (ReadTimeout,), {})()])
+def test_a_timeout_of_any_librarys_is_repeated_only_where_that_is_harmless(error: Exception) -> None:
+    assert is_retryable(error, idempotent=True)
+    assert not is_retryable(error, idempotent=False)

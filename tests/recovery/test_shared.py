@@ -293,6 +293,21 @@ class TestWithoutTheStore:
         other.becomes("open")
         assert other.breaker.retry_after == pytest.approx(one.breaker.retry_after, abs=1)
 
+    def test_an_opening_that_was_over_before_it_could_be_told_is_not_told(
+        self, make: Callable[..., Instance], redis_server: RedisServer
+    ) -> None:
+        one, other = make(), make()
+        redis_server.kill()
+        one.is_in("fallback")
+        other.is_in("fallback")
+        one.fail()
+        one.breaker.force_close()
+        redis_server.restart()
+        one.is_in("primary")
+        other.is_in("primary")
+        assert (one.breaker.state, other.breaker.state) == ("closed", "closed")
+        assert redis_server.client.keys() == []
+
     def test_a_closing_that_came_later_wins_over_an_opening_that_could_not_be_told(
         self, make: Callable[..., Instance]
     ) -> None:
