@@ -21,7 +21,7 @@ WORKER = Path(__file__).with_name("shared_worker.py")
 
 
 def together(uri: str, mode: str, offered: float) -> list[dict[str, Any]]:
-    start = time.monotonic() + 2.0
+    start = time.monotonic() + 6.0  # when all of them have started
     arguments = [uri, mode, str(start), str(SECONDS), str(offered)]
     processes = [
         subprocess.Popen([sys.executable, str(WORKER), *arguments], stdout=subprocess.PIPE)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.testing import CapturedTelemetry
 
-LONGEST = 0.06
+LONGEST = 1.0
+"""Where the store is waited for without a bound, it is 5 s and more; how near to 50 ms is a benchmark's."""
 
 
 async def test_instances_share_every_level_and_a_refusal_costs_none(make: Make) -> None:
@@ -217,7 +218,7 @@ def test_leases_are_for_token_buckets_only(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("uri", "told"),
-    [("redis+ftp://x", "storage_uri: "), ("redis://localhost:port", "storage_uri: ")],
+    [("redis+ftp://x", "storage_uri"), ("redis://localhost:port", "storage_uri")],
 )
 def test_a_store_that_cannot_be_is_a_configuration_error(uri: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
