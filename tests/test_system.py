@@ -17,7 +17,7 @@ from support.calls import asynchronous, exits, in_a_thread, in_the_calling_threa
 from support.engines import StubEngine
 
 from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RateLimitRule, RetryConfig
-from llmkg_otel.errors import ConfigurationError, InvalidInputError, ShuttingDownError
+from llmkg_otel.errors import ConfigurationError, InvalidInputError, RateLimitedError, ShuttingDownError
 from llmkg_otel.health.status import CheckResult, HealthStatus
 
 if TYPE_CHECKING:
@@ -359,3 +359,22 @@ async def test_a_start_that_is_cancelled_is_cleaned_up(make_system: MakeSystem) 
         await task
     assert (system.closed, engine.closed) == (True, 1)
     assert set(threading.enumerate()) <= before
+
+
+async def test_a_call_counts_by_its_cost_and_one_that_costs_too_much_does_not_reach_the_engine(
+    make_system: MakeSystem,
+) -> None:
+    slow = RateLimitRule(requests_per_second=1e-3, burst_capacity=5)
+    system = make_system(operations={"op": OperationConfig(rate_limit=slow)})
+
+    async def operation() -> str:
+        return "done"
+
+    assert await system.execute_protected_operation("op", operation, cost=2) == "done"
+    assert system.execute_protected_operation_sync("op", lambda: "done", cost=2) == "done"
+    for cost, error in ((2, RateLimitedError), (6, InvalidInputError)):
+        with pytest.raises(error):
+            await system.execute_protected_operation("op", operation, cost=cost)
+        with pytest.raises(error):
+            system.execute_protected_operation_sync("op", lambda: "done", cost=cost)
+    assert system.operations.named("op").breaker.calls["success"] == 2

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease", "LeasedRateLimits"]
 
-HORIZON = 0.5
+HORIZON = 0.4
 """Seconds of the recent rate that a lease is for..."""
 SMALL_BATCH, LONG_HORIZON = 64, 2.0
 """...and for a slower rate up to so many tokens, or seconds: below 50 calls to a round trip, leases do
