@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from llmkg_otel._storage import STORE_SECONDS
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.limiting.pending import Pending
-from llmkg_otel.limiting.shared import SharedCall, SharedLevels, SharedRateLimits
+from llmkg_otel.limiting.shared import Shared, SharedCall, SharedLevels, SharedRateLimits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease", "LeasedRateLimits"]
 
-HORIZON = 0.5
+HORIZON = 0.4
 """Seconds of the recent rate that a lease is for..."""
 SMALL_BATCH, LONG_HORIZON = 64, 2.0
 """...and for a slower rate up to so many tokens, or seconds: below 50 calls to a round trip, leases do
@@ -58,6 +58,7 @@ class Lease:
         "empty_until",
         "key",
         "left",
+        "low",
         "rule",
         "since",
         "used_at",
@@ -70,6 +71,7 @@ class Lease:
         self.left = 0
         self.demand = 0  # calls by weight since the last question
         self.wanted = 0  # what was asked for then
+        self.low = 0  # below this the next question is due
         self.since = self.used_at = now
         self.ask_again = self.empty_until = 0.0
         self.asking: Future[Any] | None = None
@@ -81,6 +83,7 @@ class Lease:
         size = min(size, self.rule.burst * BUCKET_SHARE, 4 * self.wanted + 1)
         self.demand, self.since = 0, now
         self.wanted = max(least, math.ceil(size) - self.left)
+        self.low = int(self.wanted * LOW)
         return self.wanted
 
     def granted(self, tokens: int, wait: float, now: float, jitter: float) -> None:
@@ -90,10 +93,6 @@ class Lease:
             pace = min(PACE, self.rule.period / 2)
             self.empty_until = now + max(wait, pace * jitter)
             self.ask_again = min(self.empty_until, now + IDLE_SECONDS)
-
-    def is_below(self, share: float, now: float) -> bool:
-        """Say whether less than a share of the last batch is left, and it may be asked for more."""
-        return self.left < self.wanted * share and self.asking is None and now >= self.ask_again
 
 
 class LeasedRateLimits(SharedRateLimits):
@@ -123,48 +122,65 @@ class LeasedRateLimits(SharedRateLimits):
     ) -> Pending | None:
         """Admit the call on what is held, or return what to wait for. Raises as RateLimits does."""
         assert isinstance(levels, SharedLevels)  # noqa: S101 - of this object's own making
-        call = self._call(operation, levels, user, now, cost)
+        shared = levels.shared_anonymous if user is None else levels.shared_known
+        if cost != 1:
+            shared.whole.check_cost(operation, cost)
+        key = 0 if user is None else hash(user)
         with self._lock:
-            leases = self._held(call, now)
-            for lease in leases:
+            held, lacking = [], False
+            for at, (prefix, per_user) in enumerate(shared.places):
+                lease = self._leases.get((prefix, key if per_user else 0)) or self._opened(
+                    shared, at, user, now
+                )
                 lease.demand += cost
-        return self._try(call, leases)
+                lease.used_at = now
+                if lease.left < cost:
+                    lacking = True
+                held.append(lease)
+            if not lacking:
+                self._spend(held, cost, now)
+                local = levels.anonymous if user is None else levels.known
+                self._admitted(shared, local, now, cost, key)
+                return None
+        return self._try(SharedCall(operation, levels, shared, user, now, cost), held)
 
-    def _try(self, call: SharedCall, leases: Sequence[Lease]) -> Pending | None:
+    def _try(self, call: SharedCall, held: Sequence[Lease]) -> Pending | None:
         now = time.monotonic()
         with self._lock:
-            lacking = [lease for lease in leases if lease.left < call.cost]
+            lacking = [lease for lease in held if lease.left < call.cost]
             if not lacking:
-                for lease in leases:
-                    lease.left -= call.cost
-                self._admitted(call)
-                if not self._store.down and any(lease.is_below(LOW, now) for lease in leases):
-                    self._ask([lease for lease in leases if lease.is_below(2 * LOW, now)], 1, now)
+                self._spend(held, call.cost, now)
+                self._admitted(call.shared, call.local, call.now, call.cost, call.key)
                 return None
             paused = [lease for lease in lacking if now < lease.ask_again]
             late = self._store.down or now >= call.now + STORE_SECONDS
             if not late and not paused:
                 asking = self._ask(lacking, call.cost, now)
-                return Pending(asking, call.now + STORE_SECONDS, partial(self._try, call, leases))
+                return Pending(asking, call.now + STORE_SECONDS, partial(self._try, call, held))
         if paused and not self._store.down:
             spent = max(paused, key=lambda lease: lease.empty_until)
-            self._refuse(call, leases.index(spent), spent.empty_until - now)
+            self._refuse(call, held.index(spent), spent.empty_until - now)
         self._fall_back(call)
         return None
 
-    def _held(self, call: SharedCall, now: float) -> list[Lease]:
-        """Return the leases of a call's buckets, empty ones where there are none yet."""
-        whole, held = call.shared.whole, []
-        user = 0 if call.user is None else hash(call.user)
-        for at, (prefix, policy) in enumerate(zip(call.shared.keys, whole.policies, strict=True)):
-            place = (prefix, user if policy == "user" else 0)
-            lease = self._leases.get(place)
-            if lease is None:
-                whose = self._hashed(call.user) if policy == "user" and call.user is not None else ""
-                lease = self._leases[place] = Lease(prefix + whose, whole.rules[at], now)
-            lease.used_at = now
-            held.append(lease)
-        return held
+    def _spend(self, held: Sequence[Lease], cost: int, now: float) -> None:
+        """Take a call's tokens, and ask for more of what runs low. Under the lock."""
+        low = False
+        for lease in held:
+            lease.left -= cost
+            if lease.left < lease.low:
+                low = True
+        if low and not self._store.down:
+            askable = [each for each in held if each.asking is None and now >= each.ask_again]
+            if any(each.left < each.low for each in askable):
+                self._ask([each for each in askable if each.left < 2 * each.low], 1, now)
+
+    def _opened(self, shared: Shared, at: int, user: str | None, now: float) -> Lease:
+        """Return a new lease, empty, of the rule at an index."""
+        prefix, per_user = shared.places[at]
+        whose, key = (self._hashed(user), hash(user)) if per_user and user is not None else ("", 0)
+        lease = self._leases[prefix, key] = Lease(prefix + whose, shared.whole.rules[at], now)
+        return lease
 
     def _ask(self, lacking: Sequence[Lease], cost: int, now: float) -> Future[Any]:
         """Ask for a batch for each lease that nobody asks for yet; return the question to wait for."""

@@ -35,13 +35,15 @@ __all__ = ["Shared", "SharedLevels", "SharedRateLimits"]
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A plan as the store knows it: `whole` has the rules undivided, `keys` begin the key of each.
+    """A plan as the store knows it: `whole` has the rules undivided.
 
-    `closed` and `open` are the levels of the rules that refuse, and that let through, without the store.
+    `places` are how each rule's key begins, and whether a user's hash ends it; `arguments` what decide.lua
+    is told of the rules. `closed` and `open` are the levels of the rules that refuse, and that let
+    through, without the store.
     """
 
     whole: Plan
-    keys: tuple[str, ...]
+    places: tuple[tuple[str, bool], ...]
     arguments: tuple[object, ...]
     closed: tuple[Policy, ...]
     open: tuple[Policy, ...]
@@ -50,25 +52,23 @@ class Shared:
     def of(cls, operation: str, members: Iterable[tuple[RateLimitRule, Policy]]) -> Shared:
         """Compile rules with their levels."""
         rules, policies = tuple(zip(*members, strict=True)) or ((), ())
-        keys, arguments = [], []
+        places, arguments = [], []
         for rule, policy in zip(rules, policies, strict=True):
             amount = rule.burst if rule.strategy == "token_bucket" else int(rule.burst)
             whose = f"{operation}:" if policy == "operation" else ""
-            keys.append(f"{KEY_PREFIX}{policy}:{rule.strategy}:{amount:g}:{rule.period:g}:{whose}")
+            prefix = f"{KEY_PREFIX}{policy}:{rule.strategy}:{amount:g}:{rule.period:g}:{whose}"
+            places.append((prefix, policy == "user"))
             arguments += [rule.strategy, amount, rule.period * 1e6]
         by_mode = {
             mode: tuple(p for r, p in zip(rules, policies, strict=True) if r.on_store_failure == mode)
             for mode in ("fail_closed", "fail_open")
         }
         whole = Plan((), rules, policies, level_bits(policies))
-        return cls(whole, tuple(keys), tuple(arguments), by_mode["fail_closed"], by_mode["fail_open"])
+        return cls(whole, tuple(places), tuple(arguments), by_mode["fail_closed"], by_mode["fail_open"])
 
     def keys_of(self, user: str) -> list[str]:
         """Return the store's keys; `user` is hashed already, or empty."""
-        policies = self.whole.policies
-        return [
-            key + user if policy == "user" else key for key, policy in zip(self.keys, policies, strict=True)
-        ]
+        return [prefix + user if per_user else prefix for prefix, per_user in self.places]
 
 
 class SharedLevels(Levels):
@@ -134,21 +134,16 @@ class SharedRateLimits(RateLimits):
     ) -> Pending | None:
         """Ask the store, or decide at once while it is down. Raises as RateLimits does."""
         assert isinstance(levels, SharedLevels)  # noqa: S101 - of this object's own making
-        call = self._call(operation, levels, user, now, cost)
+        shared = levels.shared_anonymous if user is None else levels.shared_known
+        if cost != 1:
+            shared.whole.check_cost(operation, cost)
+        call = SharedCall(operation, levels, shared, user, now, cost)
         if self._store.down:
             self._fall_back(call)
             return None
         keys = call.shared.keys_of("" if user is None else self._hashed(user))
         asked = self._store.ask("decide", keys, (cost, *call.shared.arguments))
         return Pending(asked, now + STORE_SECONDS, partial(self._decided, call, asked))
-
-    def _call(
-        self, operation: str, levels: SharedLevels, user: str | None, now: float, cost: int
-    ) -> SharedCall:
-        shared = levels.shared_anonymous if user is None else levels.shared_known
-        if cost != 1:
-            shared.whole.check_cost(operation, cost)
-        return SharedCall(operation, levels, shared, user, now, cost)
 
     def _decided(self, call: SharedCall, asked: Future[Any]) -> None:
         answer = asked.result() if asked.done() and not asked.cancelled() else None
@@ -159,14 +154,13 @@ class SharedRateLimits(RateLimits):
         if at >= 0:
             self._refuse(call, at, wait)
         with self._lock:
-            self._admitted(call)
+            self._admitted(call.shared, call.local, call.now, call.cost, call.key)
 
-    def _admitted(self, call: SharedCall) -> None:
+    def _admitted(self, shared: Shared, local: Plan, now: float, cost: int, key: int) -> None:
         """Count a call that the store let through, and charge it to the local buckets. Under the lock."""
-        self._acquired[call.shared.whole.levels] += 1
-        local, key = call.local
+        self._acquired[shared.whole.levels] += 1
         for limiter in local.limiters:
-            limiter.take(call.now, min(call.cost, int(limiter.rule.burst)), key)
+            limiter.take(now, cost if cost == 1 else min(cost, int(limiter.rule.burst)), key)
 
     def _refuse(self, call: SharedCall, at: int, wait: float) -> None:
         whole = call.shared.whole
@@ -181,7 +175,7 @@ class SharedRateLimits(RateLimits):
             with self._lock:
                 self._failed.update((policy, "failed_closed") for policy in set(shared.closed))
             raise _closed(call.operation, shared)
-        most = min((int(rule.burst) for rule in call.local[0].rules), default=call.cost)
+        most = min((int(rule.burst) for rule in call.local.rules), default=call.cost)
         super().check(call.operation, call.levels, call.user, call.now, min(call.cost, most))
         with self._lock:
             self._failed.update((policy, "failed_open") for policy in set(shared.open))
@@ -209,9 +203,14 @@ class SharedCall:
     cost: int
 
     @property
-    def local(self) -> tuple[Plan, int]:
-        """The local plan of its rules, and the user's key in it."""
-        return (self.levels.anonymous, 0) if self.user is None else (self.levels.known, hash(self.user))
+    def local(self) -> Plan:
+        """The local limiters of its rules."""
+        return self.levels.anonymous if self.user is None else self.levels.known
+
+    @property
+    def key(self) -> int:
+        """The user's key in them."""
+        return 0 if self.user is None else hash(self.user)
 
 
 def _closed(operation: str, shared: Shared) -> RateLimitedError:

@@ -21,10 +21,10 @@ DEADLINE_SECONDS = 10.0
 class RedisServer:
     """`redis-server` as a child on a spare loopback port, without persistence."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as spare:
             self.port = spare.getsockname()[1]
-        self._directory = directory
+        self._directory, self._options = directory, options
         self.uri = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port)  # its types hedge every answer
         self.start()
@@ -34,7 +34,7 @@ class RedisServer:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         with (self._directory / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [SERVER, *options, "--dir", str(self._directory)], stdout=log, stderr=log
+                [SERVER, *options, *self._options, "--dir", str(self._directory)], stdout=log, stderr=log
             )
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:

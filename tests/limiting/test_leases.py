@@ -29,6 +29,17 @@ async def admitted(rates: RateLimits, calls: int) -> int:
     return scopes([await ask(rates, levels) for _ in range(calls)]).count("")
 
 
+async def used_and_holding(rates: Any) -> int:
+    """Call until some tokens are held and nothing is asked for; return how often it was admitted."""
+    used = 0
+    async with asyncio.timeout(5):
+        while not sum(held(rates)) or any(lease.asking for lease in rates._leases.values()):
+            if not sum(held(rates)):
+                used += await admitted(rates, 1)
+            await asyncio.sleep(0.001)
+    return used
+
+
 @given(st.lists(st.tuples(st.floats(1e-4, 10), st.integers(0, 5000)), min_size=1), st.integers(1, 500))
 def test_a_batch_is_for_the_recent_rate_and_bounded(measures: list[tuple[float, int]], burst: int) -> None:
     lease, now = Lease("k", RateLimitRule(requests_per_second=burst, burst_capacity=burst), 0.0), 0.0
@@ -59,8 +70,7 @@ async def test_instances_are_never_admitted_more_often_than_there_are_tokens(mak
 
 async def test_an_instance_that_closes_gives_back_what_it_holds(make: Make) -> None:
     one, other = (make(burst=40, storage_mode="leases") for _ in range(2))
-    used = await admitted(one, 10)
-    assert sum(held(one)) > 0
+    used = await used_and_holding(one)
     one.close()
     assert used + await admitted(other, 200) == 40
 
@@ -68,7 +78,7 @@ async def test_an_instance_that_closes_gives_back_what_it_holds(make: Make) -> N
 async def test_an_idle_instance_gives_back_what_it_holds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
     one, other = (make(burst=40, storage_mode="leases") for _ in range(2))
-    used = await admitted(one, 10)
+    used = await used_and_holding(one)
     async with asyncio.timeout(5):
         while held(one):  # noqa: ASYNC110 - another thread gives it back
             await asyncio.sleep(0.01)
@@ -78,9 +88,8 @@ async def test_an_idle_instance_gives_back_what_it_holds(make: Make, monkeypatch
 
 async def test_what_a_dead_instance_held_is_lost_and_minted_for_nobody(make: Make) -> None:
     one, other = (make(burst=40, storage_mode="leases") for _ in range(2))
-    used = await admitted(one, 10)
+    used = await used_and_holding(one)
     lost = sum(held(one))
-    assert lost > 0
     assert used + await admitted(other, 200) == 40 - lost
 
 

@@ -59,7 +59,7 @@ def decision(run: Run, rules: list[RateLimitRule], name: str) -> Callable[[float
     shared = Shared.of(name, [(rule, "operation") for rule in rules])
 
     def decide(now: float, cost: int) -> tuple[int, float]:
-        at, wait = run(now, list(shared.keys), cost, *shared.arguments)
+        at, wait = run(now, shared.keys_of(""), cost, *shared.arguments)
         return int(at), float(wait) / 1e6
 
     return decide
@@ -165,6 +165,6 @@ def test_a_bucket_that_was_leased_from_and_given_back_is_as_it_was(run: Callable
 def test_leases_and_exact_decisions_know_the_same_bucket(run: Callable[[str], Run]) -> None:
     rule = RateLimitRule(requests_per_second=1, burst_capacity=10)
     shared = Shared.of("op", [(rule, "operation")])
-    assert run("lease")(START, list(shared.keys), 10, 10e6, 1, 9)[0] == 9
+    assert run("lease")(START, shared.keys_of(""), 10, 10e6, 1, 9)[0] == 9
     decide = decision(run("decide"), [rule], "op")
     assert [decide(START, 1)[0] for _ in range(2)] == [0, 1]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -215,3 +217,15 @@ def test_threads_together_are_admitted_exactly_as_often_as_there_are_tokens() ->
     assert rates.decisions["global", "acquired"] == 500
     assert sum(rates.decisions[level, "rejected"] for level in ("global", "operation", "user")) == 2700
     assert scopes([refusal(rates) for _ in range(501)]) == [*[""] * 500, "global"]
+
+
+def test_the_wall_clock_is_not_read_so_an_hour_back_changes_nothing() -> None:
+    rates = limits(total=9, user=9, also=tuple(rule(9, strategy=strategy) for strategy in STRATEGIES))
+    own = rates.levels("search", (rule(3),))
+    with mock.patch.object(time, "time", side_effect=AssertionError):
+        assert scopes([refusal(rates, own, "a", now) for now in (0.0, 0.0, 1.0, 1.0)]) == [
+            "",
+            "",
+            "",
+            "operation",
+        ]

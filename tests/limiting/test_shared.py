@@ -8,7 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from limiting.redis_server import RedisServer
 from limiting.sharing import MODES, Make, ask, ask_sync, rule, scopes
+from support.servers import wait_until
 
 from llmkg_otel.config import OperationConfig, RateLimitConfig, RateLimitRule
 from llmkg_otel.errors import ConfigurationError, InvalidInputError, RateLimitedError
@@ -16,8 +18,7 @@ from llmkg_otel.limiting.rates import make_rate_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from limiting.redis_server import RedisServer
+    from pathlib import Path
 
     from llmkg_otel.limiting.plan import Levels
     from llmkg_otel.limiting.rates import RateLimits
@@ -208,6 +209,41 @@ async def test_a_cost_above_the_local_share_takes_all_of_it(make: Make, redis_se
     levels = rates.levels("op", ())
     redis_server.pause()
     assert scopes([await ask(rates, levels, cost=7) for _ in range(2)]) == ["", "global"]
+
+
+@MODES
+@pytest.mark.parametrize("scheme", ["valkey", "redis+unix", "redis+cluster"])
+async def test_the_other_kinds_of_store_serve_as_well(
+    make: Make, redis_server: RedisServer, tmp_path: Path, scheme: str, mode: str
+) -> None:
+    uri, other = redis_server.uri.replace("redis", scheme), None
+    if scheme != "valkey":
+        path = str(tmp_path / "s")
+        options = ["--unixsocket", path] if scheme == "redis+unix" else ["--cluster-enabled", "yes"]
+        other = RedisServer(tmp_path, *options)
+        uri = f"redis+unix://{path}" if scheme == "redis+unix" else f"redis+cluster://127.0.0.1:{other.port}"
+        if scheme == "redis+cluster":
+            other.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_until(
+                lambda: other.client.info("cluster")["cluster_enabled"] and _is_up(other), "the cluster"
+            )
+    try:
+        rates = make(
+            burst=8, storage_uri=uri, storage_mode=mode, per_user=rule(2), on_store_failure="fail_closed"
+        )
+        await rates.start()
+        levels = rates.levels("op", (rule(5),))
+        assert scopes([await ask(rates, levels, "a") for _ in range(3)]) == ["", "", "user"]
+        assert rates.store_state == "primary"
+        rates.close()
+    finally:
+        if other is not None:
+            other.kill()
+            other.client.close()
+
+
+def _is_up(server: RedisServer) -> bool:
+    return b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO")
 
 
 def test_leases_are_for_token_buckets_only(make: Make) -> None:
