@@ -1,9 +1,12 @@
-"""Measure the rate limits: `python benchmarks/limiting.py` (about 30 s).
+"""Measure the rate limits: `python benchmarks/limiting.py` (about 90 s).
 
 in process  one decision through three levels (global, operation, user), one through a single token bucket,
             throttled-py's token bucket and the strategies of `limits`, each in memory; refused ones too
 shared      a hit of `limits` on its RedisStorage (fixed window, its cheapest), and one decision of ours:
             exact, in a task and in a thread, and on leases, all on one redis-server started for this
+processes   four processes and one limit of 1,000 a second, for 10 s, at twice and at 0.9 of it: how many
+            calls are admitted, of what burst and rate allow, and round trips by the server's own count
+stopped     the longest wait while the server is stopped (SIGSTOP), of 8 callers at a time
 memory      what a million distinct users take: our table, the same twice (both generations, the worst
             case), and a dictionary
 
@@ -17,11 +20,16 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _measure import Contestant, Times, aligned, alternate, machine, table, verdict
@@ -55,6 +63,8 @@ THREE, ONE, THROTTLED, FIXED = (
 REDIS, LEASES = "limits, RedisStorage", "ours, leases"
 MICROSECONDS_AT_MOST, LEASES_CHEAPER, MEBIBYTES_AT_MOST = 3.0, 20.0, 64.0
 USERS = 1_000_000
+WORKER = Path(__file__).parent.parent / "tests" / "limiting" / "shared_worker.py"
+PROCESSES, PER_SECOND, BURST = 4, 1000, 1000  # as the worker has them
 
 
 def repeated(part: Callable[[], object]) -> Contestant:
@@ -117,8 +127,8 @@ def in_process() -> dict[str, Contestant]:
 
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[str]:
-    """Start a server on a spare port; give its URI."""
+def redis_server() -> Iterator[tuple[str, int]]:
+    """Start a server on a spare port; give its URI and its process id."""
     with socket.create_server(("127.0.0.1", 0)) as spare:
         port = spare.getsockname()[1]
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
@@ -128,7 +138,7 @@ def redis_server() -> Iterator[str]:
         storage = storage_from_string(uri)
         while not storage.check():
             time.sleep(0.01)
-        yield uri
+        yield uri, process.pid
     finally:
         process.kill()
         process.wait()
@@ -160,7 +170,7 @@ def awaited(part: Callable[[], Awaitable[None]], at_once: int = 1) -> Contestant
 
 async def shared(slices: int) -> dict[str, Times]:
     many = {"requests_per_second": A_LOT, "burst_capacity": A_LOT}
-    with redis_server() as uri:
+    with redis_server() as (uri, _):
         both = [
             make_rate_limits(RateLimitConfig(**many, storage_uri=uri, storage_mode=mode, per_user=many))
             for mode in ("exact", "leases")
@@ -181,6 +191,72 @@ async def shared(slices: int) -> dict[str, Times]:
         for rates in both:
             rates.close()
     return measured
+
+
+def together(client: Any, uri: str, mode: str, seconds: float, offered: float) -> list[str]:
+    """Run four processes; return a row: admitted, of how many possible, refused, round trips a decision."""
+    client.flushall()
+    client.config_resetstat()
+    command = [sys.executable, str(WORKER), uri, mode, str(seconds), str(offered)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(PROCESSES)]
+    for process in processes:
+        process.stdout.readline()  # type: ignore[union-attr]
+    start = f"{time.monotonic() + 0.2}\n"
+    for process in processes:
+        process.stdin.write(start)  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    told = [json.loads(process.communicate()[0]) for process in processes]
+    admitted, refused, held = (sum(each[key] for each in told) for key in ("admitted", "refused", "held"))
+    possible = min(seconds * PER_SECOND + BURST, admitted + refused)
+    trips = client.info("commandstats")["cmdstat_evalsha"]["calls"] / (admitted + refused)
+    longest = max(each["longest"] for each in told)
+    numbers = (f"{admitted}", f"{admitted / possible:.3f}", f"{held}", f"{refused}")
+    return [f"{mode}, {offered:g} x", *numbers, f"{trips:.4f}", f"{longest * 1e3:.0f}"]
+
+
+async def longest_wait(uri: str, mode: str, pid: int) -> float:
+    """Stop the server in the middle of many calls; return the longest time that one took, in seconds."""
+    rates = make_rate_limits(RateLimitConfig(storage_uri=uri, storage_mode=mode, burst_capacity=A_LOT))
+    await rates.start()
+    call, waits = settled(rates, rates.levels("op", ())), list[float]()
+
+    async def timed() -> None:
+        began = time.monotonic()
+        with contextlib.suppress(RateLimitedError):
+            await call()
+        waits.append(time.monotonic() - began)
+
+    try:
+        for number in range(600):  # 3 s: long enough for two attempts to reach the server again
+            if number == 20:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.gather(*(timed() for _ in range(8)))
+            await asyncio.sleep(0.005)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        rates.close()
+    return max(waits)
+
+
+def processes(seconds: float) -> Iterator[str]:
+    with redis_server() as (uri, pid):
+        client: Any = storage_from_string(uri).storage  # type: ignore[union-attr]
+        rows = [["four processes", "admitted", "of possible", "held", "refused", "trips", "longest ms"]]
+        rows += [
+            together(client, uri, mode, seconds, offered)
+            for mode, offered in (("exact", 2), ("leases", 2), ("leases", 0.9))
+        ]
+        waits = {mode: asyncio.run(longest_wait(uri, mode, pid)) for mode in ("exact", "leases")}
+    yield aligned(rows)
+    yield ""
+    yield verdict("exact: admitted / possible", float(rows[1][2]), 0.99, at_most=False)
+    yield verdict("leases: admitted / possible", float(rows[2][2]), 0.97, at_most=False)
+    yield verdict("leases below the limit: admitted / offered", float(rows[3][2]), 1.0, at_most=False)
+    for row in rows[2:]:
+        yield verdict(f"{row[0]}: round trips a decision", float(row[5]), 0.02, at_most=True)
+    for mode, longest in waits.items():
+        yield verdict(f"{mode}, server stopped: wait", longest * 1e3, 60, at_most=True, unit=" ms")
 
 
 def mebibytes(fill: Callable[[], object]) -> float:
@@ -212,6 +288,7 @@ def memory() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--slices", type=int, default=100, help="slices of each contestant (100)")
+    parser.add_argument("--seconds", type=float, default=10, help="how long processes share a limit (10)")
     options = parser.parse_args()
     print(f"{machine()}; {options.slices} slices each\n")
     local = asyncio.run(alternate(in_process(), slices=options.slices, calls=500))
@@ -230,6 +307,8 @@ def main() -> None:
     if stored:
         cheaper = stored[REDIS].p10 / stored[LEASES].p10
         print(verdict(f"{REDIS} / {LEASES}", cheaper, LEASES_CHEAPER, at_most=False))
+        print()
+        print("\n".join(processes(options.seconds)))
     most = taken["ours, in both generations"]
     print(verdict("a million users", most, MEBIBYTES_AT_MOST, at_most=True, unit=" MiB"))
 

@@ -138,11 +138,11 @@ class ProductionSystem:
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
         yield "resources", self.resources.start, self.resources.stop
-        yield "rate_limits", self.rate_limits.start, self.rate_limits.close
+        if (rates := self.rate_limits).store_state is not None:
+            yield "rate_limits", rates.start, rates.close
         yield "alerts", self.alerts.start, self.alerts.stop
         if (shared := self.shared_circuits) is not None:
-            begin = functools.partial(run_in_daemon_thread, shared.start, "llmkg-circuits-start")
-            yield "circuit_sharing", begin, shared.stop
+            yield "circuit_sharing", lambda: run_in_daemon_thread(shared.start, "llmkg-circuits"), shared.stop
         yield "exports", self.exports.start, self.exports.stop
         yield "heartbeat", self.heartbeat.start, self.heartbeat.stop
         yield "watchdog", self._watchdog.start, self._watchdog.stop
