@@ -78,18 +78,15 @@ def _rate_limits(samples: Samples) -> dict[str, Any]:
 
 
 def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:
-    calls = _count(samples, op.name)
+    counts = samples.named(f"{DURATION}_count", **{OPERATION: op.name})
+    calls = sum(sample.value for sample in counts)
     failures = {
-        sample.labels["error_type"]: sample.value
-        for sample in samples.named(f"{DURATION}_count", **{OPERATION: op.name})
-        if "error_type" in sample.labels
+        sample.labels["error_type"]: sample.value for sample in counts if "error_type" in sample.labels
     }
     succeeded = calls - sum(failures.values())
     retried = samples.named("llmkg_retry_calls_total", name=op.name)
     fallbacks = {
-        name: sample.value
-        for sample in samples.named(f"{DURATION}_count", **{OPERATION: op.name})
-        if (name := sample.labels.get("llmkg_fallback_name"))
+        name: sample.value for sample in counts if (name := sample.labels.get("llmkg_fallback_name"))
     }
     return {
         "circuit_breaker": op.breaker.state,
@@ -98,7 +95,7 @@ def _recovery(op: Operation, samples: Samples) -> dict[str, Any]:
         "succeeded": succeeded,
         "failed": failures,
         "success_rate": succeeded / calls if calls else None,
-        "attempts": sum(_breaker_calls(op, samples).values()) - _breaker_calls(op, samples)["rejected"],
+        "attempts": sum(n for outcome, n in _breaker_calls(op, samples).items() if outcome != "rejected"),
         "recovered": samples.total("llmkg_retry_calls_total", name=op.name, outcome="recovered"),
         "answered_by_fallback": fallbacks,
         "abandoned_threads": samples.total("llmkg_operation_abandoned", **{OPERATION: op.name}),
