@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cachetools import TTLCache
 from pydantic_core import to_json
 
 from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.server.caller import is_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +67,7 @@ class Answers:
         Whoever is known by address alone gets no cached answer: behind one address may be many.
         """
         ladder = self._ladders.get(tool, ())
-        if user is not None and user.startswith("address "):
+        if user is not None and is_address(user):
             return tuple(rung for rung in ladder if rung != CACHED_ANSWER)
         return ladder
 
@@ -77,7 +79,7 @@ class Answers:
         """Keep an answer if the tool's ladder may need it; an error, or one that is too large, is not."""
         if CACHED_ANSWER not in self.ladder(tool, user) or answer.is_error:
             return
-        if self._cache.getsizeof(answer) <= CACHE_BYTES:
+        with suppress(ValueError):  # larger than the whole cache
             self._cache[_key(tool, user, given)] = answer
 
     def kept(self, tool: str, user: str | None, given: object) -> ToolResult:

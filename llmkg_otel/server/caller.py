@@ -10,7 +10,9 @@ from fastmcp.server.dependencies import get_access_token, get_http_request
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["caller", "client_address"]
+__all__ = ["caller", "client_address", "is_address"]
+
+_ADDRESS = "address "
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -30,7 +32,12 @@ def caller(trusted_proxies: Sequence[Network]) -> str | None:
     if request.client is None:
         return None
     address = client_address(request.client.host, request.headers.getlist("x-forwarded-for"), trusted_proxies)
-    return f"address {address}"
+    return _ADDRESS + address
+
+
+def is_address(who: str) -> bool:
+    """Say whether what `caller` returned is an address: many may be behind it."""
+    return who.startswith(_ADDRESS)
 
 
 def client_address(peer: str, forwarded: Iterable[str], trusted_proxies: Sequence[Network]) -> str:

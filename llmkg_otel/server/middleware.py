@@ -132,11 +132,10 @@ class ProductionMiddleware(Middleware):
         arguments, answers = context.message.arguments, self._answers
         user = caller(self._system.config.server.trusted_proxies)
 
-        async def call(arguments: object = arguments) -> ToolResult:
-            message = context.message.model_copy(update={"arguments": arguments})
+        async def call(context: MiddlewareContext[Any]) -> ToolResult:
             try:
                 with suppress_fastmcp_telemetry():
-                    return self._checked(await call_next(context.copy(message=message)))
+                    return self._checked(await call_next(context))
             except ToolError as wrapped:
                 # FastMCP wraps what a tool raises; the policies decide by what was raised. A ToolError of
                 # the tool's own is its word to the caller, whatever it was raised from.
@@ -146,7 +145,7 @@ class ProductionMiddleware(Middleware):
 
         async def attempt() -> ToolResult:
             self._check_request(name, arguments)
-            result = await call()
+            result = await call(context)
             answers.keep(name, user, arguments, result)
             return result
 
@@ -154,7 +153,8 @@ class ProductionMiddleware(Middleware):
             if rung == CACHED_ANSWER:
                 answer = answers.kept(name, user, arguments)
             else:
-                answer = await call(answers.arguments(name, rung, arguments))
+                changed = {"arguments": answers.arguments(name, rung, arguments)}
+                answer = await call(context.copy(message=context.message.model_copy(update=changed)))
             return ToolResult(
                 content=answer.content,
                 structured_content=answer.structured_content,

@@ -158,6 +158,25 @@ async def test_an_answer_is_kept_for_its_time_and_for_who_got_it(
         assert await worked() is None
 
 
+async def test_an_answer_larger_than_the_whole_cache_is_given_and_not_kept(
+    telemetry: CapturedTelemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkg_otel.server.answers.CACHE_BYTES", 100)
+    server, broken = FastMCP("theirs"), False
+
+    @server.tool
+    async def work() -> str:
+        if broken:
+            raise ConnectionError
+        return "done"
+
+    server.add_middleware(ProductionMiddleware(system_of(None, telemetry, {"work": ["cached_answer"]})))
+    async with Client(server) as client:
+        assert (await client.call_tool("work")).data == "done"
+        broken = True
+        assert (await client.call_tool("work", raise_on_error=False)).is_error
+
+
 async def test_a_callers_deadline_ends_its_call_and_nobody_elses(telemetry: CapturedTelemetry) -> None:
     server = FastMCP("theirs")
 
