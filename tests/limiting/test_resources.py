@@ -146,7 +146,7 @@ class Watched(Resources):
 
 
 def test_samples_are_taken_on_a_thread_between_start_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "SAMPLE_SECONDS", 0.05)  # at 0 the sampler itself would use up the CPU
     resources = Watched()
     for _ in range(2):
         resources.threads.clear()
