@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["in_daemon_thread", "run_in_daemon_thread"]
+__all__ = ["Periodic", "in_daemon_thread", "run_in_daemon_thread"]
 
 T = TypeVar("T")
 
@@ -47,3 +47,34 @@ async def run_in_daemon_thread(function: Callable[[], T], name: str) -> T:
     What asyncio.to_thread starts, `asyncio.run` waits for at its end, however long it hangs.
     """
     return await asyncio.wrap_future(in_daemon_thread(function, name))
+
+
+class Periodic:
+    """Calls a function on a daemon thread, with so many seconds between the end of one call and the next.
+
+    `start` and `stop` may be called from any thread, and again. `stop` waits for a call in progress.
+    """
+
+    def __init__(self, function: Callable[[], object], seconds: float, name: str) -> None:
+        self._function = function
+        self._seconds = seconds
+        self._name = name
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; the first call comes after the first pause."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; does nothing if it has not begun."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            self._function()

@@ -9,6 +9,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from llmkg_otel._threads import Periodic
 from llmkg_otel.events import LoopBlocked, Observer
 
 if TYPE_CHECKING:
@@ -89,21 +90,8 @@ class Watchdog:
         self._heartbeat = heartbeat
         self._observer = observer
         self._reported = False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="llmkg-watchdog", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End looking."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        looking = Periodic(self.look, LOOK_SECONDS, "llmkg-watchdog")
+        self.start, self.stop = looking.start, looking.stop
 
     def look(self) -> None:
         """Report the loop if it is blocked and was not when last looked at."""
@@ -111,10 +99,6 @@ class Watchdog:
         if blocked and not self._reported:
             self._observer.on_event(LoopBlocked(self._heartbeat.age, stack_of(self._heartbeat.thread)))
         self._reported = blocked
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            self.look()
 
 
 def stack_of(thread: int | None) -> str:

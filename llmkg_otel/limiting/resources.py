@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from llmkg_otel._threads import Periodic
 from llmkg_otel.errors import ResourceExhaustedError
 from llmkg_otel.limiting.cgroup import container_cpus, container_memory
 
@@ -59,8 +59,7 @@ class Resources:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.cpus = min(float(usable), container_cpus(root))
         self._max_memory = float(limits.max_memory_bytes)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._sampling = Periodic(lambda: self.observe(self._sample()), SAMPLE_SECONDS, "llmkg-resources")
         self._exhausted: frozenset[str] = frozenset()
         self.usage = ResourceUsage()
         self.peak = ResourceUsage()
@@ -83,16 +82,11 @@ class Resources:
         """Begin sampling."""
         self._process.cpu_percent()  # the first reading has nothing to compare with, and the start is no load
         self.observe(ResourceUsage(memory=self._memory()))
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="llmkg-resources", daemon=True)
-        self._thread.start()
+        self._sampling.start()
 
     def stop(self) -> None:
         """End sampling."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._sampling.stop()
 
     def check(self, operation: str) -> None:
         """Raise ResourceExhaustedError while a resource is over its limit."""
@@ -119,10 +113,6 @@ class Resources:
             for name in names
             if getattr(usage, name) > limits[name] * (RELEASE_AT if name in self._exhausted else 1.0)
         )
-
-    def _run(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self.observe(self._sample())
 
     def _sample(self) -> ResourceUsage:
         cpu = self._process.cpu_percent() / 100 / self.cpus

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from llmkg_otel._threads import Periodic
 from llmkg_otel.health.status import HealthStatus
 
 if TYPE_CHECKING:
@@ -95,20 +95,14 @@ class GrpcHealthServer:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {asked} for gRPC: {error}") from None
         self.address = f"{host}:{port}"
-        self._stop = threading.Event()
-        self._refresher = threading.Thread(target=self._refresh, name="llmkg-grpc-refresh", daemon=True)
+        self._refreshing = Periodic(self._servicer.refresh, REFRESH_SECONDS, "llmkg-grpc-refresh")
 
     def __enter__(self) -> Self:
         self._server.start()
-        self._refresher.start()
+        self._refreshing.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._stop.set()
-        self._refresher.join()
+        self._refreshing.stop()
         self._server.stop(STOP_SECONDS).wait()
         self._pool.shutdown()
-
-    def _refresh(self) -> None:
-        while not self._stop.wait(REFRESH_SECONDS):
-            self._servicer.refresh()
