@@ -26,8 +26,8 @@ def open_storage(uri: str, key_prefix: str) -> Storage:
     Nothing is connected yet, except to a cluster, whose client asks for its nodes at once and raises
     what it raises when none answers.
 
-    redis://, rediss://, redis+unix://, redis+cluster://, redis+sentinel://, the same with valkey, and
-    memory://. Raises ConfigurationError for any other URI, and for a client library that is missing.
+    redis://, rediss://, redis+unix://, redis+cluster://, redis+sentinel://, and the same with valkey.
+    Raises ConfigurationError for any other URI, and for a client library that is missing.
     """
     opened = _open(uri, uri, key_prefix)
     assert isinstance(opened, Storage)  # noqa: S101 - the URI says so
@@ -43,8 +43,6 @@ def open_async_storage(uri: str, key_prefix: str) -> AsyncStorage:
 
 def _open(uri: str, shown: str, key_prefix: str, **options: Any) -> Storage | AsyncStorage:
     scheme = shown.partition("://")[0]
-    if scheme == "memory":
-        return storage_from_string(uri)
     if not scheme.startswith(("redis", "valkey")):
         raise ConfigurationError(f"storage_uri: {scheme}:// is not a store that can be shared: use redis://")
     try:

@@ -30,10 +30,11 @@ def is_correlation_id(text: str) -> bool:
 class Call:
     """The state of one protected call; made by the pipeline, seen by policies and the observer.
 
-    `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller allowed
-    less time than the operation may take. `cost` is how many calls it counts as for the rate limits.
-    `attempts` counts times the engine was called, and `attempt_seconds` is what the last failed one took.
-    `ended` is True once the outcome is decided: what the call started and still runs is on its own.
+    `started` and `deadline` are seconds of the monotonic clock; `hurried` is True if the caller, or waits
+    of ours, left the engine less time than the operation may take. `cost` is how many calls it counts as
+    for the rate limits. `attempts` counts times the engine was called, and `attempt_seconds` is what the
+    last failed one took. `ended` is True once the outcome is decided: what the call started and still
+    runs is on its own.
     `parent` is the call around it. `task` is the task it runs in, None in a thread; `threads` are the
     outcomes of the threads that ran sync operations for it, or within it. `fallback` is the rung of the
     fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP

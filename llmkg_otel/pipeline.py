@@ -302,7 +302,7 @@ class Pipeline:
         if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
             return False
         if isinstance(error, OperationTimeoutError) and error.kind == "deadline" and call.hurried:
-            return False  # its caller gave it less time than it is allowed
+            return False  # it had less time than it is allowed
         return not isinstance(error, LlmkgOtelError) or error.blames_engine
 
 

@@ -122,9 +122,7 @@ class LeasedRateLimits(SharedRateLimits):
     ) -> Pending | None:
         """Admit the call on what is held, or return what to wait for. Raises as RateLimits does."""
         assert isinstance(levels, SharedLevels)  # noqa: S101 - of this object's own making
-        shared = levels.shared_anonymous if user is None else levels.shared_known
-        if cost != 1:
-            shared.whole.check_cost(operation, cost)
+        shared = levels.shared_of(operation, user, cost)
         key = 0 if user is None else hash(user)
         with self._lock:
             held, lacking = [], False

@@ -47,9 +47,9 @@ class PermitPool:
         self._clock = clock
         self._lock = threading.Lock()
         self._shedding = shedding
-        self._sheds = shedding is not None and shedding.config.mode == "on"
-        if self._sheds and shedding is not None:
-            self.limit = shedding.limit
+        self._refusing = shedding if shedding is not None and shedding.config.mode == "on" else None
+        if self._refusing is not None:
+            self.limit = self._refusing.limit
         self._queue = WaitQueue(shedding.config if shedding is not None else None, clock)
 
     @property
@@ -166,8 +166,8 @@ class PermitPool:
             "made_room": "a call that matters more took its place in the queue",
         }[reason]
         error = OverloadedError
-        if self._sheds and self._shedding is not None:
-            self._shedding.shed(reason, criticality)
+        if self._refusing is not None:
+            self._refusing.shed(reason, criticality)
             error = LoadShedError
         return error(
             f"{operation}: all {self.limit} permits of {self.name} are in use and {why}",

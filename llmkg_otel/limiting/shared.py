@@ -80,6 +80,13 @@ class SharedLevels(Levels):
         self.rules, self.anonymous, self.known = local.rules, local.anonymous, local.known
         self.shared_anonymous, self.shared_known = anonymous, known
 
+    def shared_of(self, operation: str, user: str | None, cost: int) -> Shared:
+        """Return what a call has to pass in the store; raise InvalidInputError for an impossible cost."""
+        shared = self.shared_anonymous if user is None else self.shared_known
+        if cost != 1:
+            shared.whole.check_cost(operation, cost)
+        return shared
+
 
 class SharedRateLimits(RateLimits):
     """Admits a call if the store has room for it by every rule of every level, all decided at once.
@@ -134,9 +141,7 @@ class SharedRateLimits(RateLimits):
     ) -> Pending | None:
         """Ask the store, or decide at once while it is down. Raises as RateLimits does."""
         assert isinstance(levels, SharedLevels)  # noqa: S101 - of this object's own making
-        shared = levels.shared_anonymous if user is None else levels.shared_known
-        if cost != 1:
-            shared.whole.check_cost(operation, cost)
+        shared = levels.shared_of(operation, user, cost)
         call = SharedCall(operation, levels, shared, user, now, cost)
         if self._store.down:
             self._fall_back(call)
