@@ -6,7 +6,7 @@ import math
 import re
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.limiting.waiting import CRITICALITIES
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.limiting.waiting import Criticality
 
-__all__ = ["Call", "current_call", "is_correlation_id", "remaining_time"]
+__all__ = ["Call", "CallOptions", "current_call", "is_correlation_id", "remaining_time"]
 
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
@@ -25,6 +25,23 @@ _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 def is_correlation_id(text: str) -> bool:
     """Say whether a caller's id may go on spans and logs: 8 to 64 letters, digits, `.`, `_`, `-`."""
     return _CORRELATION_ID.fullmatch(text) is not None
+
+
+class CallOptions(TypedDict, total=False):
+    """What a caller may say of one call.
+
+    `user_id` is who the per-user rate limit counts; it never reaches telemetry. `correlation_id` goes on
+    spans and logs. `cost` is how many calls this one counts as for the rate limits: 1 or more, and at most
+    each rule's burst, else it is an InvalidInputError. `timeout_seconds` is what the caller allows, if that
+    is less than the operation's own deadline. `criticality` is how much the call matters when load is shed
+    (None: as its operation is configured).
+    """
+
+    user_id: str | None
+    correlation_id: str | None
+    cost: int
+    timeout_seconds: float | None
+    criticality: Criticality | None
 
 
 class Call:
@@ -74,13 +91,14 @@ class Call:
         correlation_id: str | None = None,
         *,
         cost: int = 1,
-        allowed: float | None = None,
-        criticality: Criticality = "default",
+        timeout_seconds: float | None = None,
+        criticality: Criticality | None = None,
+        usual_criticality: Criticality = "default",
         span_owner: bool = True,
     ) -> None:
-        if allowed is not None and not 0 < allowed < math.inf:
-            raise InvalidInputError(f"timeout = {allowed!r}: should be a number of seconds above 0")
-        if criticality not in CRITICALITIES:
+        if timeout_seconds is not None and not 0 < timeout_seconds < math.inf:
+            raise InvalidInputError(f"timeout = {timeout_seconds!r}: should be a number of seconds above 0")
+        if (criticality := criticality or usual_criticality) not in CRITICALITIES:
             raise InvalidInputError(
                 f"criticality = {criticality!r}: should be one of {', '.join(CRITICALITIES)}"
             )
@@ -90,8 +108,8 @@ class Call:
         if parent is not None and parent.ended:
             parent = None
         self.operation = operation
-        self.hurried = allowed is not None and allowed < timeout
-        self.timeout = timeout = min(timeout, allowed) if allowed is not None else timeout
+        self.hurried = timeout_seconds is not None and timeout_seconds < timeout
+        self.timeout = timeout = min(timeout, timeout_seconds) if timeout_seconds is not None else timeout
         self.started = now = time.monotonic()
         self.deadline = now + timeout
         self.nested = parent is not None

@@ -7,11 +7,11 @@ import inspect
 import logging
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
-from llmkg_otel.call import Call
+from llmkg_otel.call import Call, CallOptions
 from llmkg_otel.config import OperationConfig, ProductionConfig
 from llmkg_otel.decorate import decorator
 from llmkg_otel.errors import ConfigurationError
@@ -20,7 +20,7 @@ from llmkg_otel.health.heartbeat import Heartbeat, Watchdog
 from llmkg_otel.health.monitor import Check, HealthMonitor
 from llmkg_otel.health.probes import ProbeResult, Probes
 from llmkg_otel.health.report import SystemHealthReport, aggregate
-from llmkg_otel.limiting.pool import ConnectionPool
+from llmkg_otel.limiting.pool import ConnectionPool, PoolSizes
 from llmkg_otel.policies import Policies
 from llmkg_otel.shutdown.budget import misfit, patience
 from llmkg_otel.shutdown.checkpoint import Checkpoints
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from llmkg_otel.limiting.waiting import Criticality
+    from llmkg_otel.operation import Operation
     from llmkg_otel.recovery.breaker import CircuitBreaker
     from llmkg_otel.recovery.fallback import Ladder
     from llmkg_otel.shutdown.report import ShutdownReport
@@ -175,13 +175,9 @@ class ProductionSystem:
         operation_name: str,
         operation: Callable[[], Awaitable[T]],
         *,
-        user_id: str | None = None,
-        correlation_id: str | None = None,
-        cost: int = 1,
-        timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
-        criticality: Criticality | None = None,
         enrich_current_span: bool = False,
+        **options: Unpack[CallOptions],
     ) -> T: ...
 
     @overload
@@ -190,13 +186,9 @@ class ProductionSystem:
         operation_name: str,
         operation: Callable[[], T],
         *,
-        user_id: str | None = None,
-        correlation_id: str | None = None,
-        cost: int = 1,
-        timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
-        criticality: Criticality | None = None,
         enrich_current_span: bool = False,
+        **options: Unpack[CallOptions],
     ) -> T: ...
 
     async def execute_protected_operation(
@@ -204,25 +196,17 @@ class ProductionSystem:
         operation_name: str,
         operation: Callable[[], Awaitable[T] | T],
         *,
-        user_id: str | None = None,
-        correlation_id: str | None = None,
-        cost: int = 1,
-        timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
-        criticality: Criticality | None = None,
         enrich_current_span: bool = False,
+        **options: Unpack[CallOptions],
     ) -> T:
         """Run an operation under all policies and return what it returns.
 
         `operation` is a coroutine function without arguments, or a sync callable, which runs in a worker
-        thread that keeps the caller's context. `user_id` is who the per-user rate limit counts; it never
-        reaches telemetry. `correlation_id` goes on spans and logs. `cost` is how many calls this one counts
-        as for the rate limits: 1 or more, and at most each rule's burst, else it is an InvalidInputError.
-        `timeout_seconds` is what the caller allows, if that is less than the operation's own deadline.
+        thread that keeps the caller's context. For the options see `CallOptions`.
         `fallbacks` are rungs by name, in order, each a callable like `operation`: the first that works
         answers when the engine fails or its circuit is open; a call that was refused by a limit, or is the
-        caller's mistake, is not answered by them. `criticality` is how much the call matters when load is
-        shed (None: as its operation is configured).
+        caller's mistake, is not answered by them.
         `enrich_current_span` is for callers whose own span covers just this call (an MCP server's): it is
         enriched, and no second one opened.
 
@@ -230,16 +214,7 @@ class ProductionSystem:
         or the operation's own exception, the same object. Emits one span, one `llmkg.operation.duration`.
         """
         op = self.operations.named(operation_name)
-        call = Call(
-            op.name,
-            op.timeout,
-            user_id,
-            correlation_id,
-            cost=cost,
-            allowed=timeout_seconds,
-            criticality=criticality or op.criticality,
-            span_owner=not enrich_current_span,
-        )
+        call = _call(op, options, span_owner=not enrich_current_span)
         return await self._pipeline.run(op, call, operation, fallbacks)
 
     def execute_protected_operation_sync(
@@ -247,12 +222,8 @@ class ProductionSystem:
         operation_name: str,
         operation: Callable[[], T],
         *,
-        user_id: str | None = None,
-        correlation_id: str | None = None,
-        cost: int = 1,
-        timeout_seconds: float | None = None,
         fallbacks: Ladder[T] | None = None,
-        criticality: Criticality | None = None,
+        **options: Unpack[CallOptions],
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
 
@@ -260,15 +231,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = Call(
-            op.name,
-            op.timeout,
-            user_id,
-            correlation_id,
-            cost=cost,
-            allowed=timeout_seconds,
-            criticality=criticality or op.criticality,
-        )
+        call = _call(op, options)
         return self._pipeline.run_sync(op, call, operation, fallbacks)
 
     def protected(
@@ -307,23 +270,12 @@ class ProductionSystem:
         *,
         close: Callable[[C], object],
         check: Callable[[C], Awaitable[bool] | bool] | None = None,
-        max_size: int = 10,
-        acquire_timeout: float = 1.0,
-        idle_timeout: float = 60.0,
+        **sizes: Unpack[PoolSizes],
     ) -> ConnectionPool[C]:
         """Return a new pool of connections (see ConnectionPool), measured, and closed with the system."""
         if any(pool.name == name for pool in self.connection_pools):
             raise ConfigurationError(f"connection pool {name!r} is there already")
-        pool = ConnectionPool(
-            name,
-            connect,
-            close=close,
-            check=check,
-            max_size=max_size,
-            acquire_timeout=acquire_timeout,
-            idle_timeout=idle_timeout,
-            observer=self._observer,
-        )
+        pool = ConnectionPool(name, connect, close=close, check=check, observer=self._observer, **sizes)
         self.connection_pools = (*self.connection_pools, pool)
         self._sequence.register(f"connection pool {name}", pool.aclose)
         return pool
@@ -393,6 +345,10 @@ class ProductionSystem:
 
     async def _flush(self, timeout: float) -> str | None:  # noqa: ASYNC109 - the sequence gives the deadline
         return await run_in_daemon_thread(functools.partial(self.telemetry.close, timeout), "llmkg-flush")
+
+
+def _call(op: Operation, options: CallOptions, *, span_owner: bool = True) -> Call:
+    return Call(op.name, op.timeout, usual_criticality=op.criticality, span_owner=span_owner, **options)
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 from llmkg_otel.errors import ConfigurationError, ShuttingDownError
 from llmkg_otel.events import (
@@ -24,11 +24,19 @@ from llmkg_otel.limiting.permits import PermitPool
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["ConnectionPool"]
+__all__ = ["ConnectionPool", "PoolSizes"]
 
 C = TypeVar("C")
 
 _log = logging.getLogger(__name__)
+
+
+class PoolSizes(TypedDict, total=False):
+    """What bounds a ConnectionPool; the defaults are its own."""
+
+    max_size: int
+    acquire_timeout: float
+    idle_timeout: float
 
 
 class ConnectionPool(Generic[C]):
