@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
+    from llmkg_otel.limiting.adaptive import Began
     from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
@@ -226,7 +227,7 @@ class Pipeline:
         loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
         if watch is None or watch.loop is not loop:
             watch = self._watch = Watch(loop)
-        started = time.monotonic()
+        began, started = self._begin(call), time.monotonic()
         watch.start(call, started + seconds)
         try:
             result = await body()
@@ -238,8 +239,7 @@ class Pipeline:
                 # Waits of ours, for a permit or before a retry, are no fault of the engine's.
                 call.hurried |= seconds < PATIENT_SHARE * min(op.attempt_timeout, op.timeout)
             self._report(op, call, ticket, timeout or raised, started)
-            if timeout is not None:
-                self._learn(op, call, started)
+            self._learn(op, began, counts=timeout is not None and not call.hurried)
             if span is not None:
                 self._observer.attempt_ended(span, timeout or raised)
             if timeout is None:
@@ -248,8 +248,7 @@ class Pipeline:
         if watch.stop(call):
             task.uncancel()
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
-        if self._shedding is not None:
-            self._learn(op, call, started)
+        self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
@@ -259,19 +258,19 @@ class Pipeline:
         ticket = op.breaker.door or op.breaker.admit_sync()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
-        started = time.monotonic()
+        began, started = self._begin(call), time.monotonic()
         try:
             result = synchronous(op.name, body())
         except BaseException as raised:
             self._report(op, call, ticket, raised, started)
+            self._learn(op, began, counts=False)
             self._tell_if_late(op, started)
             if span is not None:
                 self._observer.attempt_ended(span, raised)
             raise
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         self._tell_if_late(op, started)
-        if self._shedding is not None:
-            self._learn(op, call, started)
+        self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
@@ -280,10 +279,14 @@ class Pipeline:
         if (seconds := time.monotonic() - started) > op.attempt_timeout:
             self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
 
-    def _learn(self, op: Operation, call: Call, started: float) -> None:
-        """Let load shedding know how long the engine took; a call within a call is part of its time."""
-        if self._shedding is not None and not (call.nested or call.hurried):
-            self._shedding.finished(op.name, time.monotonic() - started, self._permits)
+    def _begin(self, call: Call) -> Began | None:
+        """Let load shedding know that the engine is called; a call within a call is part of its time."""
+        return None if self._shedding is None or call.nested else self._shedding.begin(self._permits)
+
+    def _learn(self, op: Operation, began: Began | None, *, counts: bool) -> None:
+        """Let load shedding know that the engine is done, and whether that says how fast it is."""
+        if began is not None and self._shedding is not None:
+            self._shedding.end(began, op.name, self._permits, counts=counts)
 
     def _report(
         self, op: Operation, call: Call, ticket: Ticket, error: BaseException, started: float
