@@ -32,11 +32,11 @@ FEWEST_CALLS, MOST_CALLS = 10, 1000
 PRIOR_CALLS = 100
 """What is believed of how much times differ weighs as many calls; at first, that of exponential times."""
 
-FIRST_MEASURED_SECONDS, MEASURED_EVERY_SECONDS = 1.0, 30.0
+FIRST_MEASURED_SECONDS, MEASURED_EVERY_SECONDS = 0.5, 30.0
 MEASURED_SHARE = 0.05
 """An engine that is never calm is relieved, to be measured, so often, and for this share of the time."""
 
-MOVED = 1.7
+MOVED = 1.4
 """A limit that has moved by this factor may stand on a measure that holds no longer."""
 
 PATIENCE = 10
@@ -157,8 +157,10 @@ class AdaptiveLimit:
         window = self._window
         window.add(seconds, alone, began.in_flight)
         if now - window.since >= WINDOW_SECONDS and window.calls >= _enough(self._batch.spread, WINDOW_ERROR):
-            self._follow(window)
-            self._relieve_if_due(window, now)
+            if window.busiest >= self.limit and self._is_due(now):
+                self._relieved, self._batch = True, _Batch(now, self._batch.spread)
+            else:
+                self._follow(window)
             self._window = _Window(now)
 
     @property
@@ -182,11 +184,11 @@ class AdaptiveLimit:
         elif not slow and target > self._exact:
             self._exact = min(self._maximum, target)
 
-    def _relieve_if_due(self, window: _Window, now: float) -> None:
+    def _is_due(self, now: float) -> bool:
+        """Say whether the engine is to be measured now; a batch that is being finished comes first."""
         moved = max(self._exact / self._measured_at, self._measured_at / self._exact) >= MOVED
         due = now >= self._due or (moved and now >= self._earliest)
-        if due and self._may_relieve and self._batch.until is None and window.busiest >= self.limit:
-            self._relieved, self._batch = True, _Batch(now, self._batch.spread)
+        return due and self._may_relieve and self._batch.until is None
 
     def _look_at_batch(self, now: float) -> None:
         """End a batch that has enough calls; learn from it when all of them have ended."""
