@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
     from llmkg_otel.limiting.rates import RateLimits
+    from llmkg_otel.limiting.shedding import LoadShedding
     from llmkg_otel.recovery.budget import RetryBudget
     from llmkg_otel.recovery.fleet import Fleet
 
@@ -56,6 +58,7 @@ class Operation:
         budget: RetryBudget,
         observer: Observer,
         share: Share | None,
+        shedding: LoadShedding | None,
     ) -> None:
         self.name = name
         self.breaker = CircuitBreaker(name, config.circuit_breaker or defaults.circuit_breaker, observer)
@@ -71,8 +74,9 @@ class Operation:
         self.levels = rates.levels(name, rules_of(config.rate_limit))
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
-        self._own_pools: tuple[PermitPool, ...] = ()
+        self._bulkhead: PermitPool | None = None  # kept while it is off: calls may still hold its permits
         self._permits = permits
+        self._shedding = shedding
         self._rates = rates
         self._observer = observer
         self.configure(config, defaults)
@@ -90,8 +94,17 @@ class Operation:
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
     def pools_of(self, call: Call) -> tuple[PermitPool, ...]:
-        """Return the pools a call needs a permit of; within a call the common one is had already."""
-        return self._own_pools if call.nested else self.pools
+        """Return the pools a call needs a permit of; what a call around it holds is had already."""
+        if not call.nested:
+            return self.pools
+        return () if self.bulkhead is None or self._is_around(call) else (self.bulkhead,)
+
+    def _is_around(self, call: Call) -> bool:
+        """Say whether a call is made within another one of this operation, however deep."""
+        around = call.parent
+        while around is not None and not (around.operation == self.name and not around.ended):
+            around = around.parent
+        return around is not None
 
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
@@ -107,14 +120,17 @@ class Operation:
 
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
         if limit is None:
+            if self.bulkhead is not None:
+                self.bulkhead.resize(sys.maxsize)  # who waits for it is let in
             self.bulkhead = None
-            self._own_pools = ()
-        elif self.bulkhead is None:
-            self.bulkhead = PermitPool(self.name, limit, max_queued, self._observer)
-            self._own_pools = (self.bulkhead,)
         else:
-            self.bulkhead.resize(limit)
-        self.pools = (*self._own_pools, self._permits)
+            if self._bulkhead is None:
+                self._bulkhead = PermitPool(
+                    self.name, limit, max_queued, self._observer, shedding=self._shedding, adaptive=False
+                )
+            self._bulkhead.resize(limit)
+            self.bulkhead = self._bulkhead
+        self.pools = (self._permits,) if self.bulkhead is None else (self.bulkhead, self._permits)
 
 
 def _release(pools: tuple[PermitPool, ...]) -> None:
@@ -145,6 +161,7 @@ class Operations:
         budget: RetryBudget,
         observer: Observer,
         share: Share | None = None,
+        shedding: LoadShedding | None = None,
     ) -> None:
         self._config = config
         self._permits = permits
@@ -152,6 +169,7 @@ class Operations:
         self._budget = budget
         self._observer = observer
         self._share = share
+        self._shedding = shedding
         self._lock = threading.Lock()
         self._by_name: dict[str, Operation] = {}
         for name, operation_config in config.operations.items():
@@ -202,5 +220,6 @@ class Operations:
                     budget=self._budget,
                     observer=self._observer,
                     share=self._share,
+                    shedding=self._shedding,
                 )
             return self._by_name[name]

@@ -43,6 +43,7 @@ class Policies:
             budget=self.retry_budget,
             observer=observer,
             share=None if self.shared_circuits is None else self.shared_circuits.join,
+            shedding=self.load_shedding,
         )
         self.pipeline = Pipeline(
             calls=self.calls,
