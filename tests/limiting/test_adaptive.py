@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.overload import SHAPES, Simulation
 
 from llmkg_otel.limiting.adaptive import FIRST_LIMIT, AdaptiveLimit, Began
 from llmkg_otel.testing import FakeClock
 
-WARM_CALLS, CALLS = 4000, 6000
+WARM_CALLS, CALLS = 4000, 5000
 """What an engine at full work does before it is looked at, and while."""
 
-engines = st.tuples(st.sampled_from(sorted(SHAPES)), st.integers(2, 40), st.integers(0, 2**32))
+engines = st.tuples(st.sampled_from(sorted(SHAPES)), st.integers(2, 20), st.integers(0, 2**32))
+
+
+simulations = settings(max_examples=8, deadline=None, phases=[Phase.generate])  # the others trace, or repeat
 
 
 def simulated(name: str, workers: int, load: float, seed: int, **options: object) -> Simulation:
@@ -23,7 +26,7 @@ def simulated(name: str, workers: int, load: float, seed: int, **options: object
     return simulation.run((WARM_CALLS + CALLS) * call)
 
 
-@settings(max_examples=10, deadline=None)
+@simulations
 @given(engines)
 def test_overloaded_an_engine_stays_busy_behind_a_limit_not_far_above_its_workers(
     engine: tuple[str, int, int],
@@ -34,7 +37,7 @@ def test_overloaded_an_engine_stays_busy_behind_a_limit_not_far_above_its_worker
     assert 0.8 * workers <= simulation.mean_limit() <= 3 * workers + 8
 
 
-@settings(max_examples=8, deadline=None)
+@simulations
 @given(engines.filter(lambda engine: engine[0] != "cache hits and slow calls" and engine[1] >= 4))
 def test_at_half_of_what_an_engine_can_do_nothing_is_shed(engine: tuple[str, int, int]) -> None:
     name, workers, seed = engine
@@ -79,15 +82,9 @@ def test_a_shadow_is_never_relieved_and_finds_the_same_limit_where_load_comes_an
 
 
 def test_a_call_that_never_ends_does_not_keep_the_limit_from_being_measured() -> None:
-    clock = FakeClock()
-    limit = AdaptiveLimit(2, 1000, clock)
-    limit.begin(1)  # and it never ends
-    for _ in range(3000):
-        began = [limit.begin(number + 1) for number in range(limit.permits)]
-        clock.advance(0.05 * max(1.0, len(began) / 10))
-        for each in began:
-            limit.end(each, "ask", counts=True)
-    assert 10 <= limit.limit <= 16
+    simulation = Simulation(SHAPES["fixed"], 10, 3.0, 1, warm=40)
+    simulation.shedding.begin(simulation.pool)
+    assert 10 <= simulation.run(80).mean_limit() <= 16
 
 
 @given(
