@@ -5,8 +5,7 @@
 The engine has 10 workers that take 50 ms a call, always or on average (lognormal with a sigma of 1; or 5 ms
 but for one call in ten, which takes 0.5 s), and goes on with a call whose caller has left, as a remote one
 would. Callers come at a steady rate, a tenth of them critical and three tenths sheddable, and leave after
-0.5 s (2 s where times vary). Useful is an answer that its caller still waited for; times vary by themselves where
-the engine's do, so their p99 is to be compared with that at half the capacity only.
+0.5 s (2 s where times vary). Useful is an answer that its caller still waited for.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SIGMA = 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """How long the engine works on a call: on average, and on one; and how long a caller waits, in seconds."""
+    """How long the engine works on a call, on average and on one, and a caller waits, in seconds."""
 
     mean: float
     patience: float
