@@ -182,14 +182,17 @@ class LoadSheddingConfig(Section):
 class MonitoringConfig(Section):
     """Logs, and the collected points that status and alerts read.
 
-    `log_level` "debug" adds each call's start and end. `metric_retention_seconds` and
-    `max_metric_points` (per series) bound what alert rules can look back on.
+    `log_level` "debug" adds each call's start and end. `max_log_entries` recent log records are kept for
+    /logs. `redact_secrets` hides passwords, tokens and keys in log records on every way out.
+    `metric_retention_seconds` and `max_metric_points` (per series) bound what alert rules can look back on.
     """
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v),
     ] = "info"
+    max_log_entries: Count = 10_000
+    redact_secrets: bool = True
     enable_alerting: bool = True
     alert_check_interval_seconds: Seconds = 30.0
     max_metric_points: Count = 1000

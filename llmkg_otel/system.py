@@ -75,7 +75,7 @@ class ProductionSystem:
         self.engine = engine
         self.config = config = config or ProductionConfig.load()
         logging.getLogger("llmkg_otel").setLevel(config.monitoring.log_level.upper())
-        self.telemetry = set_up_telemetry(tracer_provider, meter_provider)
+        self.telemetry = set_up_telemetry(tracer_provider, meter_provider, config.monitoring)
         meter = self.telemetry.meter()
         self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
         policies = Policies(config, observer)
@@ -137,6 +137,7 @@ class ProductionSystem:
 
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
+        yield "recent_logs", self.telemetry.recent_logs.start, self.telemetry.recent_logs.stop
         yield "resources", self.resources.start, self.resources.stop
         if (rates := self.rate_limits).store_state is not None:
             yield "rate_limits", rates.start, rates.close

@@ -15,8 +15,10 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.health.status import HealthStatus
 from llmkg_otel.server.auth import is_loopback
+from llmkg_otel.server.log_query import LogQuery
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,11 +37,12 @@ LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNOR
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
-    """Return the app: /livez /readyz /startupz /healthz /metrics /status.
+    """Return the app: /livez /readyz /startupz /healthz /metrics /status /logs.
 
-    Probes answer 200 or 503 with the reasons as text. /status needs the operator token unless the port is
-    bound to loopback; there, a request for a host of any other name is refused with 421. Nothing here
-    waits for the engine: it all reads what is known already.
+    Probes answer 200 or 503 with the reasons as text. /logs gives the last `limit` (100) log records that
+    match `correlation_id`, `event` and, as the lowest, `level`. It and /status need the operator token unless
+    the port is bound to loopback; there, a request for a host of any other name is refused with 421.
+    Nothing here waits for the engine: it all reads what is known already.
     """
 
     async def livez(_request: Request) -> Response:
@@ -65,7 +68,10 @@ def ops_app(system: ProductionSystem) -> Starlette:
             return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
         return JSONResponse(system.read_status())
 
-    endpoints = (livez, readyz, startupz, healthz, metrics, status)
+    def logs(request: Request) -> Response:
+        return _logs(system, request)
+
+    endpoints = (livez, readyz, startupz, healthz, metrics, status, logs)
     return Starlette(
         routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints],
         middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
@@ -89,6 +95,16 @@ class _LoopbackOnly:
 
 def _probe(result: ProbeResult) -> Response:
     return PlainTextResponse("\n".join(result.reasons) or "ok", 200 if result.ok else 503)
+
+
+def _logs(system: ProductionSystem, request: Request) -> Response:
+    if not _may_operate(system, request.headers):
+        return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
+    try:
+        asked = LogQuery.of(request.query_params)
+    except InvalidInputError as error:
+        return _problem(400, "invalid_input", str(error))
+    return JSONResponse({"logs": system.telemetry.recent_logs.read(**asked.model_dump())})
 
 
 def _may_operate(system: ProductionSystem, headers: Mapping[str, str]) -> bool:

@@ -66,6 +66,7 @@ LIFECYCLE_STATES = (
     "stopped",
 )
 SHUTDOWN_OUTCOMES = ("drained", "cancelled", "refused")
+LOG_DESTINATIONS = ("stderr", "otlp")
 ALERT_STATES = ("inactive", "pending", "firing", "unknown")
 
 # Events (log records with an event name)
@@ -284,6 +285,13 @@ HOOK_ERRORS = Instrument(
     "{error}",
     "Errors inside telemetry itself, kept away from the call.",
     {"hook": None, ERROR_TYPE: None},
+)
+LOGS_DROPPED = Instrument(
+    "llmkg.telemetry.logs.dropped",
+    "ObservableCounter",
+    "{record}",
+    "Log records that a full queue has lost, by where they should have gone.",
+    {"destination": LOG_DESTINATIONS},
 )
 MCP_OPERATION_DURATION = _duration(
     "mcp.server.operation.duration",
