@@ -107,6 +107,7 @@ class ProductionSystem:
             self.telemetry.collected.collect,
             observer,
             observer.alerts_evaluated,
+            no_data=self.telemetry.collected.no_data,
             on_told=observer.alert_told,
             failing_trace=observer.failing_trace,
         )

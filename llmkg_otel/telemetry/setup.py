@@ -172,14 +172,10 @@ def set_up_telemetry(
     tracer_provider = tracer_provider or trace.get_tracer_provider()
     meter_provider = meter_provider or metrics.get_meter_provider()
     collected = CollectedMetrics()
-    readable = collected.attach(meter_provider)
-    if disabled:
-        _log.info("OTEL_SDK_DISABLED is true: nothing is recorded; /metrics and alerts stay empty")
-    elif not readable:
-        _log.warning(
-            "the global meter provider is %s, not the SDK's: /metrics, status and alerts stay empty",
-            type(meter_provider).__name__,
-        )
+    collected.attach(meter_provider, "OTEL_SDK_DISABLED is true" if disabled else None)
+    if collected.no_data is not None:
+        level = logging.INFO if disabled else logging.WARNING
+        _log.log(level, "%s: /metrics, status and alerts have no data", collected.no_data)
     redact = monitoring.redact_secrets
     log_export = LogExport(redact=redact) if _lasting.exports_logs else None
     if log_export is not None:
