@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
+from llmkg_otel._forks import refuse_in_forks
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call, CallOptions
@@ -116,6 +117,7 @@ class ProductionSystem:
         register_own_checks(self)
         self._started_at = time.monotonic()
         observe(meter, self)
+        refuse_in_forks(self)
 
     async def start(self) -> None:
         """Start the background work, check the components once, and be ready to serve.

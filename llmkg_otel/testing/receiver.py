@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,6 +52,8 @@ class OtlpReceiver:
         self._points: dict[str, dict[Attributes, Point]] = {}
         self._max_records = max_records
         self.dropped = 0
+        self.exports: Counter[str] = Counter()
+        """How many exports have arrived, of "traces", "metrics" and "logs"."""
         self._protocol = protocol
         listen = _listen_http if protocol == "http" else _listen_grpc
         self._port, self._stop = listen(self._take)
@@ -123,14 +125,17 @@ class OtlpReceiver:
         if signal == "traces":
             spans = [span for span in decode_spans(body) if self._keep is None or self._keep(span)]
             with self._changed:
+                self.exports[signal] += 1
                 self._append(self._spans, spans)
         elif signal == "logs":
             entries = list(decode_logs(body))
             with self._changed:
+                self.exports[signal] += 1
                 self._append(self._logs, entries)
         else:
             points = list(decode_points(body))
             with self._changed:
+                self.exports[signal] += 1
                 self._update(points)
 
     def _append(self, kept: deque[Any], new: list[Any]) -> None:
