@@ -32,7 +32,7 @@ def _refusing(kind: type, made_in: int) -> type:
         if name in ("__class__", "__dict__"):
             return object.__getattribute__(_self, name)
         raise ConfigurationError(
-            f"this {kind.__name__} was made in process {made_in}, of which this one is a fork: make one in here"
+            f"this {kind.__name__} was made in process {made_in}, a fork of which this is: make one in here"
             " (gunicorn: in the app's lifespan, or without --preload; multiprocessing: use spawn)"
         )
 

@@ -29,13 +29,13 @@ _LONGEST_BODY = 64 * 1024 * 1024
 
 
 class OtlpReceiver:
-    """Receives traces, metrics and logs from one process, and keeps them in memory.
+    """Receives traces, metrics and logs, and keeps them in memory.
 
     A context manager: listens on a spare port of 127.0.0.1 from construction to `close()`, in daemon
     threads. Every method may be called from any thread. `max_records` bounds spans, log records and
     series each: the oldest span or record goes first, a new series is refused; `dropped` counts both.
     `keep` decides which spans are kept; None keeps all. Of a metric only the latest point per (name,
-    attributes) is kept, so senders should use cumulative temporality, the SDK's default.
+    attributes, service.instance.id) is kept, so senders should use cumulative temporality, the SDK's default.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class OtlpReceiver:
         self._keep = keep
         self._spans: deque[SpanRecord] = deque(maxlen=max_records)
         self._logs: deque[LogEntry] = deque(maxlen=max_records)
-        self._points: dict[str, dict[Attributes, Point]] = {}
+        self._points: dict[str, dict[tuple[str, Attributes], Point]] = {}
         self._max_records = max_records
         self.dropped = 0
         self.exports: Counter[str] = Counter()
@@ -85,10 +85,19 @@ class OtlpReceiver:
             if name in (None, span.name) and scope in (None, span.scope) and kind in (None, span.kind)
         ]
 
-    def metric(self, name: str) -> dict[Attributes, Point]:
-        """Return the latest point of each series of a metric, by its attributes."""
+    def metric(self, name: str, *, instance: str | None = None) -> dict[Attributes, Point]:
+        """Return the latest point of each series of a metric, by its attributes.
+
+        `instance` is the service.instance.id of a process; None takes all, of the same series any.
+        """
         with self._changed:
-            return dict(self._points.get(name, {}))
+            points = self._points.get(name, {}).items()
+            return {attributes: point for (who, attributes), point in points if instance in (None, who)}
+
+    def instances(self) -> set[str]:
+        """Return the service.instance.id of every process that has sent metrics; "" is one without."""
+        with self._changed:
+            return {who for series in self._points.values() for who, _ in series}
 
     def metric_names(self) -> set[str]:
         """Return the names of all metrics received."""
@@ -143,16 +152,16 @@ class OtlpReceiver:
         kept.extend(new)
         self._changed.notify_all()
 
-    def _update(self, points: list[tuple[str, Attributes, Point]]) -> None:
+    def _update(self, points: list[tuple[str, str, Attributes, Point]]) -> None:
         room = self._max_records - sum(map(len, self._points.values()))
-        for name, attributes, point in points:
+        for instance, name, attributes, point in points:
             series = self._points.setdefault(name, {})
-            if attributes not in series:
+            if (instance, attributes) not in series:
                 if room <= 0:
                     self.dropped += 1
                     continue
                 room -= 1
-            series[attributes] = point
+            series[instance, attributes] = point
         self._changed.notify_all()
 
 

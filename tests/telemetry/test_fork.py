@@ -86,7 +86,7 @@ def test_a_child_is_refused_even_while_another_thread_of_its_parent_holds_the_lo
         told(child=child, parent=protected(), pid=os.getpid())
     """
     found: Any = json.loads(run(FORK + HELD + code_of(code)).stdout)
-    said = f"this ProductionSystem was made in process {found['pid']}, of which this one is a fork"
+    said = f"this ProductionSystem was made in process {found['pid']}, a fork of which this is"
     assert found["child"].startswith(f"ConfigurationError: {said}")
     assert found["parent"] == []
 
