@@ -19,7 +19,7 @@ from llmkg_otel.health.status import HealthStatus
 from llmkg_otel.server.auth import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,11 +35,12 @@ LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNOR
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
-    """Return the app: /livez /readyz /startupz /healthz /metrics /status.
+    """Return the app: /livez /readyz /startupz /healthz /metrics /status /alerts.
 
-    Probes answer 200 or 503 with the reasons as text. /status needs the operator token unless the port is
-    bound to loopback; there, a request for a host of any other name is refused with 421. Nothing here
-    waits for the engine: it all reads what is known already.
+    Probes answer 200 or 503 with the reasons as text. /alerts has the form of Prometheus' /api/v1/alerts.
+    It and /status need the operator token unless the port is bound to loopback; there, a request for a
+    host of any other name is refused with 421. Nothing here waits for the engine: it all reads what is
+    known already.
     """
 
     async def livez(_request: Request) -> Response:
@@ -60,12 +61,18 @@ def ops_app(system: ProductionSystem) -> Starlette:
         content_type, body = system.telemetry.collected.expose(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
-    def status(request: Request) -> Response:
+    def for_operators(request: Request, read: Callable[[], dict[str, Any]]) -> Response:
         if not _may_operate(system, request.headers):
             return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
-        return JSONResponse(system.read_status())
+        return JSONResponse(read())
 
-    endpoints = (livez, readyz, startupz, healthz, metrics, status)
+    def status(request: Request) -> Response:
+        return for_operators(request, system.read_status)
+
+    def alerts(request: Request) -> Response:
+        return for_operators(request, system.alerts.as_prometheus)
+
+    endpoints = (livez, readyz, startupz, healthz, metrics, status, alerts)
     return Starlette(
         routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints],
         middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
