@@ -203,13 +203,17 @@ class AlertingConfig(Section):
     """Which Prometheus rule files are evaluated in process, beside the built-in rules, and who is told.
 
     `notify` names the places. `trace_link` is a link to a trace, with `{trace_id}` in it (None: the id is
-    told without one).
+    told without one), and `external_url` a Prometheus that has the same metrics: an alert links to its
+    expression there. Active alerts and their history are kept in `state_file` (None: a restart forgets
+    them), one file a process.
     """
 
     default_rules: bool = True
     rule_files: tuple[Path, ...] = ()
     notify: dict[str, NotifyConfig] = Field(default_factory=dict)
     trace_link: str | None = Field(default=None, pattern=r"^https?://.*\{trace_id\}")
+    external_url: str | None = Field(default=None, pattern=r"^https?://[^/\s]")
+    state_file: Path | None = None
 
 
 class HealthCheckConfig(Section):

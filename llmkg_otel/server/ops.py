@@ -21,7 +21,7 @@ from llmkg_otel.server.auth import is_loopback
 from llmkg_otel.server.log_query import LogQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,12 +37,13 @@ LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNOR
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
-    """Return the app: /livez /readyz /startupz /healthz /metrics /status /logs.
+    """Return the app: /livez /readyz /startupz /healthz /metrics /status /alerts /logs.
 
-    Probes answer 200 or 503 with the reasons as text. /logs gives the last `limit` (100) log records that
-    match `correlation_id`, `event` and, as the lowest, `level`. It and /status need the operator token unless
-    the port is bound to loopback; there, a request for a host of any other name is refused with 421.
-    Nothing here waits for the engine: it all reads what is known already.
+    Probes answer 200 or 503 with the reasons as text. /alerts has the form of Prometheus' /api/v1/alerts.
+    /logs gives the last `limit` (100) log records that match `correlation_id`, `event` and, as the lowest,
+    `level`. These two and /status need the operator token unless the port is bound to loopback; there, a
+    request for a host of any other name is refused with 421. Nothing here waits for the engine: it all
+    reads what is known already.
     """
 
     async def livez(_request: Request) -> Response:
@@ -63,15 +64,24 @@ def ops_app(system: ProductionSystem) -> Starlette:
         content_type, body = system.telemetry.collected.expose(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
-    def status(request: Request) -> Response:
+    def for_operators(request: Request, read: Callable[[], dict[str, Any]]) -> Response:
         if not _may_operate(system, request.headers):
             return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
-        return JSONResponse(system.read_status())
+        try:
+            return JSONResponse(read())
+        except InvalidInputError as error:
+            return _problem(400, "invalid_input", str(error))
+
+    def status(request: Request) -> Response:
+        return for_operators(request, system.read_status)
+
+    def alerts(request: Request) -> Response:
+        return for_operators(request, system.alerts.as_prometheus)
 
     def logs(request: Request) -> Response:
-        return _logs(system, request)
+        return for_operators(request, lambda: _logs(system, request.query_params))
 
-    endpoints = (livez, readyz, startupz, healthz, metrics, status, logs)
+    endpoints = (livez, readyz, startupz, healthz, metrics, status, alerts, logs)
     return Starlette(
         routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints],
         middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
@@ -97,14 +107,8 @@ def _probe(result: ProbeResult) -> Response:
     return PlainTextResponse("\n".join(result.reasons) or "ok", 200 if result.ok else 503)
 
 
-def _logs(system: ProductionSystem, request: Request) -> Response:
-    if not _may_operate(system, request.headers):
-        return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
-    try:
-        asked = LogQuery.of(request.query_params)
-    except InvalidInputError as error:
-        return _problem(400, "invalid_input", str(error))
-    return JSONResponse({"logs": system.telemetry.recent_logs.read(**asked.model_dump())})
+def _logs(system: ProductionSystem, parameters: Mapping[str, str]) -> dict[str, Any]:
+    return {"logs": system.telemetry.recent_logs.read(**LogQuery.of(parameters).model_dump())}
 
 
 def _may_operate(system: ProductionSystem, headers: Mapping[str, str]) -> bool:
