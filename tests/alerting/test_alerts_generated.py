@@ -3,15 +3,19 @@
 Many more: `python tests/alerting/test_alerts_generated.py FIRST_SEED SEEDS` prints every difference.
 """
 
-import sys
-import tempfile
-from pathlib import Path
-
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import promtool3 as cache
-from support.prometheus import Promtool, Recorder, Vector, agree, labels_of, values_of, vector_of
+from support.prometheus import (
+    Promtool,
+    Recorder,
+    Vector,
+    agree,
+    labels_of,
+    print_differences,
+    values_of,
+    vector_of,
+)
 from support.promql_generator import Generator
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator
@@ -102,9 +106,4 @@ def test_generated_rules_are_pending_and_firing_when_they_are_in_promtool(
 
 
 if __name__ == "__main__":
-    oracle = Promtool(cache.find() or "", Path(tempfile.mkdtemp()))
-    first, seeds = map(int, sys.argv[1:])
-    for number in range(first, first + seeds):
-        for difference in compare(oracle, number)[0]:
-            print(number, *difference, sep="\n  ")  # noqa: T201
-    print(f"{seeds} rule files compared at {STEPS} instants each")  # noqa: T201
+    print_differences(compare)

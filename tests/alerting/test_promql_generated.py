@@ -3,14 +3,9 @@
 Many more: `python tests/alerting/test_promql_generated.py FIRST_SEED SEEDS` prints every difference.
 """
 
-import sys
-import tempfile
-from pathlib import Path
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import promtool3 as cache
-from support.prometheus import Promtool, Vector, agree, answer, store_of
+from support.prometheus import Promtool, Vector, agree, answer, print_differences, store_of
 from support.promql_generator import Generator
 
 EXPRESSIONS = 250
@@ -52,9 +47,4 @@ def test_generated_expressions_have_the_same_vectors_as_in_promtool(promtool3: P
 
 
 if __name__ == "__main__":
-    oracle = Promtool(cache.find() or "", Path(tempfile.mkdtemp()))
-    first, seeds = map(int, sys.argv[1:])
-    for number in range(first, first + seeds):
-        for difference in compare(oracle, number)[0]:
-            print(number, *difference, sep="\n  ")  # noqa: T201
-    print(f"{seeds * EXPRESSIONS} expressions compared")  # noqa: T201
+    print_differences(compare)
