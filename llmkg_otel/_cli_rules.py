@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 import urllib.request
@@ -81,6 +82,7 @@ def _test(options: argparse.Namespace) -> int:
     from llmkg_otel.alerting.unit_test_file import load_unit_tests  # noqa: PLC0415
     from llmkg_otel.alerting.unit_tests import run_unit_tests  # noqa: PLC0415
 
+    logging.getLogger("llmkg_otel.alerting").addHandler(logging.NullHandler())  # failures are printed below
     status = 0
     for path in options.files:
         print("Testing", path, flush=True)

@@ -49,7 +49,7 @@ def show_metric(labels: Labels) -> str:
 
 def show_number(value: float) -> str:
     """Return a value as promtool's queries print it, never with an exponent."""
-    return f"{Decimal(repr(value)):f}" if math.isfinite(value) else go_float(value)
+    return f"{Decimal(repr(value)).normalize():f}" if math.isfinite(value) else go_float(value)
 
 
 def show_duration(seconds: float) -> str:

@@ -83,7 +83,7 @@ def split_series(text: str) -> tuple[Labels, str]:
 
 
 def _unquote(text: str) -> str:
-    if text[0] == "`":
+    if text[0] == "`" or "\\" not in text:
         return text[1:-1]
     if any(escape["bad"] for escape in _ESCAPE.finditer(text)):
         raise ConfigurationError(f"{text} has an escape that is none")

@@ -61,7 +61,7 @@ Difference = tuple[str, int, Vector | str, Vector]
 def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
     """Return where the series that a seed's rules write differ, and at how many instants there are alerts."""
     generator = Generator(seed)
-    interval = generator.random.choice((15, 30, 59, 60))
+    interval = 59 if promtool.is_version_2 else generator.random.choice((15, 30, 59, 60))
     series, text = generator.series(), rules(generator, interval)
     questions = [(query, step * interval) for step in range(STEPS) for query in QUERIES]
     theirs = promtool.vectors(series, interval, questions, text)
@@ -98,9 +98,9 @@ def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_generated_rules_are_pending_and_firing_when_they_are_in_promtool(
-    promtool3: Promtool, seed: int
+    reference: Promtool, seed: int
 ) -> None:
-    differences, instants = compare(promtool3, seed)
+    differences, instants = compare(reference, seed)
     assert differences == []
     assert instants > STEPS / 4
 

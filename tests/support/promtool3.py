@@ -34,9 +34,7 @@ def build() -> Path:
         shutil.copytree(json.loads(done.stdout)["Dir"], source)
         for path in (source, *source.rglob("*")):  # the module cache is read-only
             path.chmod(0o755 if path.is_dir() else 0o644)
-        (
-            source / "plugins" / "plugins.go"
-        ).unlink()  # clients of every cloud, a third of it
+        (source / "plugins" / "plugins.go").unlink()  # clients of every cloud, a third of it
         CACHE.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["go", "build", "-o", str(CACHE), "./cmd/promtool"], cwd=source, check=True)
     return CACHE
