@@ -164,7 +164,7 @@ def test_an_expression_is_evaluated_on_a_page_that_was_kept(
     assert answer("time()", "--time", "2023-11-14T22:13:20+00:00") == ["{} => 1700000000 @[1700000000]"]
     assert answer('calls_total{op="c"}', "--time", "1700000400") == []  # older than the lookback
     assert answer("temperature > 0") == []
-    _, out, _ = ours("eval", "sort_desc({__name__=~"t.*|o.*"})", "--snapshot", str(page), capsys=capsys)
+    _, out, _ = ours("eval", 'sort_desc({__name__=~"t.*|o.*"})', "--snapshot", str(page), capsys=capsys)
     assert out == "old_counter => 1 @[1700000000]\ntemperature => -0.5 @[1700000000]\n"
 
 
