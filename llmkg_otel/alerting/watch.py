@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from llmkg_otel.alerting.configured import configured_rules
 from llmkg_otel.alerting.evaluator import AlertEvaluator, AlertState
 from llmkg_otel.alerting.loop import AlertLoop, Collect
 from llmkg_otel.alerting.notify import make_channels
 from llmkg_otel.alerting.notify.message import Notice
 from llmkg_otel.alerting.report import as_prometheus, described, described_history, expression_url
-from llmkg_otel.alerting.rules import load_default_rules, load_rules
 from llmkg_otel.alerting.samples import SampleStore
 from llmkg_otel.alerting.state_file import MAX_ALERTS, SavedAlert, SavedState, StateFile
 
@@ -55,14 +55,11 @@ class AlertWatch:
         clock: Callable[[], float] = time.time,
     ) -> None:
         monitoring = config.monitoring
-        retention = monitoring.metric_retention_seconds
-        files = [load_rules(path, retention_seconds=retention) for path in config.alerting.rule_files]
-        if config.alerting.default_rules:
-            files.insert(0, load_default_rules(retention_seconds=retention))
+        files = configured_rules(config)
         for warning in (warning for file in files for warning in file.warnings):
             _log.warning("%s", warning)
         groups = [group for file in files for group in file.groups] if monitoring.enable_alerting else []
-        store = SampleStore(retention, monitoring.max_metric_points)
+        store = SampleStore(monitoring.metric_retention_seconds, monitoring.max_metric_points)
         interval = monitoring.alert_check_interval_seconds
         self._evaluator = AlertEvaluator(groups, store, observer, interval_seconds=interval)
         self._loop = AlertLoop(

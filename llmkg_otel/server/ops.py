@@ -64,22 +64,14 @@ def ops_app(system: ProductionSystem) -> Starlette:
         content_type, body = system.telemetry.collected.expose(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
-    def for_operators(request: Request, read: Callable[[], dict[str, Any]]) -> Response:
-        if not _may_operate(system, request.headers):
-            return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
-        try:
-            return JSONResponse(read())
-        except InvalidInputError as error:
-            return _problem(400, "invalid_input", str(error))
-
     def status(request: Request) -> Response:
-        return for_operators(request, system.read_status)
+        return _for_operators(system, request, system.read_status)
 
     def alerts(request: Request) -> Response:
-        return for_operators(request, system.alerts.as_prometheus)
+        return _for_operators(system, request, system.alerts.as_prometheus)
 
     def logs(request: Request) -> Response:
-        return for_operators(request, lambda: _logs(system, request.query_params))
+        return _for_operators(system, request, lambda: _logs(system, request.query_params))
 
     endpoints = (livez, readyz, startupz, healthz, metrics, status, alerts, logs)
     return Starlette(
@@ -105,6 +97,17 @@ class _LoopbackOnly:
 
 def _probe(result: ProbeResult) -> Response:
     return PlainTextResponse("\n".join(result.reasons) or "ok", 200 if result.ok else 503)
+
+
+def _for_operators(
+    system: ProductionSystem, request: Request, read: Callable[[], dict[str, Any]]
+) -> Response:
+    if not _may_operate(system, request.headers):
+        return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
+    try:
+        return JSONResponse(read())
+    except InvalidInputError as error:
+        return _problem(400, "invalid_input", str(error))
 
 
 def _logs(system: ProductionSystem, parameters: Mapping[str, str]) -> dict[str, Any]:
