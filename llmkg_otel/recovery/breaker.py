@@ -315,9 +315,11 @@ class CircuitBreaker:
             self._observer.on_event(BreakerTransitioned(self.name, previous, state, kind))
         if self.fleet is None or told:
             return
-        token = None if ticket is None else ticket.token
-        if any(state == "open" for _, state in moves):
+        token, states = None if ticket is None else ticket.token, [state for _, state in moves]
+        if "open" in states:
             self.fleet.opened(token)
+        elif "closed" in states:
+            self.fleet.closed(token)
         elif token is not None:
             self._tell_fleet(token, succeeded=succeeded)
 
