@@ -15,6 +15,7 @@ from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
 from llmkg_otel.recovery.circuit import Circuit, Moves
 from llmkg_otel.recovery.fleet import ask, ask_sync
+from llmkg_otel.recovery.patience import patience_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -129,6 +130,11 @@ class CircuitBreaker:
     def first_tries(self) -> int:
         """Calls whose first attempt returned: counted here, where a lock is held anyway."""
         return self._first_tries
+
+    def patience(self, allowed: float) -> float:
+        """Return from how many seconds on an attempt that was cut short is a failure (see patience.py)."""
+        with self._lock:
+            return patience_seconds(self._circuit.usual.seconds, allowed)
 
     async def admit(self) -> Ticket:
         """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back.
