@@ -55,10 +55,14 @@ class LLMKGInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         providers = {key: kwargs.get(key) for key in ("tracer_provider", "meter_provider")}
         self._protection = Protection(config, **providers) if config.protect else None
         self._patches = Patches(_recorder(config, **providers), self._protection)
-        for profile in own:
-            self._expect(profile, own=True)
-        for profile in PROFILES:
-            self._expect(profile, own=False)
+        try:
+            for profile in own:
+                self._expect(profile, own=True)
+            for profile in PROFILES:
+                self._expect(profile, own=False)
+        except BaseException:
+            self._uninstrument()
+            raise
 
     def _expect(self, profile: Profile, *, own: bool) -> None:
         """Patch each class of a profile once its module is there."""
@@ -95,10 +99,10 @@ def _patch(
     try:
         engine_class = named_class(module, class_name)
         methods, missing = operations_of(profile, engine_class, required=required)
-        if missing:
-            raise ConfigurationError(missing)
         patches.add(profile, module, engine_class, methods)
     except ConfigurationError as problem:
-        if own:
-            raise
-        _log.warning("this version of %s is not instrumented as it should be: %s", profile.name, problem)
+        methods, missing = {}, problem
+    if missing is not None and own:
+        raise missing
+    if missing is not None:
+        _log.warning("this version of %s is not instrumented as it should be: %s", profile.name, missing)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import importlib
-import logging
 import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.call import current_call
-from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, ProductionConfig, RetryConfig
+from llmkg_otel.config import OperationConfig, ProductionConfig
+from llmkg_otel.instrumentation.defaults import completed, unlimited
 from llmkg_otel.shutdown.budget import longest_shutdown
 from llmkg_otel.system import ProductionSystem
 
@@ -27,21 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Protection"]
 
-_log = logging.getLogger(__name__)
-
 
 class Protection:
     """Runs instrumented calls under the configured policies. For any thread, loop and process.
 
-    What the configuration says of an operation ("lightrag_query") holds; what it leaves open is the
-    profile's: time limits that suit it, the caller's own mistakes, and retries only if it may be repeated.
+    What the configuration says holds, of all or of an operation ("lightrag_query"); for the rest see
+    `defaults`.
     A call inside a protected call, of this system or of the program's own, is not protected again.
     """
 
     def __init__(self, config: ProductionConfig, *, tracer_provider: Any, meter_provider: Any) -> None:
-        # At exit nothing is left that could be called, and nobody to be sent elsewhere.
-        shutdown = config.shutdown.model_copy(update={"lame_duck_seconds": 0.0})
-        self._config = config.model_copy(update={"shutdown": shutdown})
+        self._config = unlimited(config)
         self._providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
         self._operations: dict[str, OperationConfig] = {}
         self._lock = threading.Lock()
@@ -52,11 +47,11 @@ class Protection:
         """Take note of an operation and of what suits it."""
         operation = f"{profile.name}_{how.operation or name}"
         given = self._config.operations.get(operation, OperationConfig())
-        completed = _completed(given, self._config, profile, how)
+        config = completed(given, self._config, profile, how)
         with self._lock:
-            self._operations[operation] = completed
+            self._operations[operation] = config
             if self._running is not None:
-                self._running.system.configure_operation(operation, completed)
+                self._running.system.configure_operation(operation, config)
 
     async def run(self, operation: str, body: Callable[[], Awaitable[Any]]) -> Any:
         """Run an async call under its operation's policies, in the caller's task and span."""
@@ -128,46 +123,6 @@ class _Running:
             self._loop.call_soon_threadsafe(self.system.force_shutdown)
         self.end()
         self._thread.join(longest_shutdown(self.system.config))
-
-
-def _completed(
-    given: OperationConfig, config: ProductionConfig, profile: Profile, how: Method
-) -> OperationConfig:
-    """Return an operation's configuration with what it leaves open taken from the profile."""
-    said = given.model_fields_set
-    idempotent = given.idempotent if "idempotent" in said else how.repeatable
-    excluded = _exceptions(profile.caller_errors)
-    changes: dict[str, Any] = {"idempotent": idempotent}
-    timeout = given.timeout or how.timeout_seconds
-    if timeout is not None:
-        changes["timeout"] = timeout
-    if given.circuit_breaker is None:
-        breaker = config.circuit_breaker
-        known = {"excluded_exceptions": (*breaker.excluded_exceptions, *excluded)}
-        changes["circuit_breaker"] = _changed(breaker, known | ({"timeout": timeout} if timeout else {}))
-    if given.retry is None:
-        retry = config.retry
-        known = {"excluded_exceptions": (*retry.excluded_exceptions, *excluded)}
-        changes["retry"] = _changed(retry, known | ({} if idempotent else {"max_retries": 0}))
-    return given.model_copy(update=changes)
-
-
-def _changed(
-    section: CircuitBreakerConfig | RetryConfig, changes: dict[str, Any]
-) -> CircuitBreakerConfig | RetryConfig:
-    return section.model_copy(update=changes)
-
-
-def _exceptions(names: tuple[str, ...]) -> tuple[type[Exception], ...]:
-    """Return the exceptions of these names; what this version of an engine does not have is left out."""
-    found = []
-    for name in names:
-        module, _, attribute = name.rpartition(".")
-        try:
-            found.append(getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError):
-            _log.debug("there is no %s", name)
-    return tuple(found)
 
 
 def _protected() -> bool:

@@ -74,14 +74,15 @@ def named_class(module: ModuleType, name: str) -> type:
 
 def operations_of(
     profile: Profile, engine_class: type, *, required: bool = True
-) -> tuple[dict[str, Method], str | None]:
-    """Return the methods to patch on a class, and what is to be said if some are not there.
+) -> tuple[dict[str, Method], ConfigurationError | None]:
+    """Return the methods to patch on a class, and the error that some are not there.
 
     Only a class that is `required` must have them all; of others, what they define themselves counts.
     """
     if not profile.methods:
         found = {name: Method() for name in public_methods(engine_class)}
-        return found, None if found else f"instrument: {engine_class.__name__} has no public methods"
+        none = ConfigurationError(f"instrument: {engine_class.__name__} has no public methods")
+        return found, None if found else none
     if not required:
         return {name: how for name, how in profile.methods.items() if name in vars(engine_class)}, None
     missing = [name for name in profile.methods if not callable(getattr(engine_class, name, None))]
@@ -89,7 +90,8 @@ def operations_of(
     if not missing:
         return there, None
     told = _told(engine_class.__name__, missing[0], public_methods(engine_class))
-    return there, f"instrument: {engine_class.__name__} has no method {', '.join(missing)}; {told}"
+    problem = f"instrument: {engine_class.__name__} has no method {', '.join(missing)}; {told}"
+    return there, ConfigurationError(problem)
 
 
 def public_methods(engine_class: type) -> list[str]:

@@ -121,6 +121,7 @@ def _returned(seen: Observation, result: Any) -> Any:
     elif isinstance(result, GeneratorType):
         return iterate(seen, result)
     elif isinstance(result, CoroutineType):
+        seen.deferred = True
         return _awaited(seen, result)
     else:
         seen.count(result)
@@ -128,5 +129,6 @@ def _returned(seen: Observation, result: Any) -> Any:
 
 
 async def _awaited(seen: Observation, rest: Any) -> Any:
+    seen.deferred = False
     with seen:
         return await rest

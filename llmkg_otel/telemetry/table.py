@@ -110,8 +110,8 @@ SPANS = (
             semconv.DB_QUERY_TEXT,
             semconv.ERROR_TYPE,
         ),
-        "An engine operation, by auto-instrumentation; with LLMKG_PROTECT it has what a protected call's span "
-        "has, too. The query's text is there only with `instrumentation.capture_text`.",
+        "An engine operation, by auto-instrumentation; with LLMKG_PROTECT it also has what a protected "
+        "call's span has. The query's text is there only with `instrumentation.capture_text`.",
     ),
 )
 """The spans that this layer opens."""
