@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from llmkg_otel._config_instrumentation import InstrumentationConfig, Targets
 from llmkg_otel._config_notify import NotifyConfig
 from llmkg_otel._config_rates import RateLimitConfig, RateLimitRule, RateLimitRules
 from llmkg_otel._config_sources import CheckedModelMeta, Section, file_source, ordered_sources
@@ -38,6 +39,7 @@ __all__ = [
     "CircuitSharingConfig",
     "EngineConfig",
     "HealthCheckConfig",
+    "InstrumentationConfig",
     "LoadSheddingConfig",
     "MonitoringConfig",
     "NotifyConfig",
@@ -321,7 +323,9 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     """The whole configuration. The constructor reads the environment, and `load()` a file as well.
 
     Environment: `LLMKG_` and the field's path joined with `__`, for example
-    `LLMKG_RATE_LIMITING__REQUESTS_PER_SECOND=50`. `LLMKG_AUTH_TOKENS` holds name=token pairs.
+    `LLMKG_RATE_LIMITING__REQUESTS_PER_SECOND=50`. `LLMKG_AUTH_TOKENS` holds name=token pairs. For
+    auto-instrumentation, `LLMKG_INSTRUMENT` names further classes ("pkg.module:Class", comma separated),
+    and `LLMKG_PROTECT=true` protects the calls of all that are instrumented.
     Raises ConfigurationError that lists every wrong field with its path, value and what is allowed.
     """
 
@@ -343,6 +347,9 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     operations: dict[str, OperationConfig] = Field(default_factory=dict)
+    instrumentation: InstrumentationConfig = InstrumentationConfig()
+    instrument: Targets = ()
+    protect: bool = False
     auth_tokens: TokenPairs = Field(default_factory=dict)
 
     @classmethod

@@ -224,6 +224,7 @@ class ProductionSystem:
         operation: Callable[[], T],
         *,
         fallbacks: Ladder[T] | None = None,
+        enrich_current_span: bool = False,
         **options: Unpack[CallOptions],
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
@@ -232,7 +233,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = _call(op, options)
+        call = _call(op, options, span_owner=not enrich_current_span)
         return self._pipeline.run_sync(op, call, operation, fallbacks)
 
     def protected(
