@@ -38,7 +38,7 @@ SWITCH_SECONDS = 0.0001
 """How long one thread may keep the others from the interpreter while serving.
 
 A probe's answer must get it twice: with Python's own 5 ms, /livez took 7 ms at the median while loop and
-engine were saturated, with this 1 ms, and calls were answered no slower than with 0.5 ms (docs/benchmarks.md).
+engine were saturated, with this 1 ms; calls took no longer (docs/benchmarks.md).
 """
 ENVELOPE_BYTES = 65_536
 """What a request may have around the arguments that `max_request_size_bytes` is about."""
