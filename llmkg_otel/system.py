@@ -114,6 +114,7 @@ class ProductionSystem:
             self._sequence.register("engine", close)  # first to register, so last to close
         register_own_checks(self)
         self._started_at = time.monotonic()
+        self._version = version("llmkg-otel")  # here: it reads files
         observe(meter, self)
 
     async def start(self) -> None:
@@ -319,7 +320,7 @@ class ProductionSystem:
         """Do what `get_health_report` does, from any thread."""
         components = self.health.components()
         return SystemHealthReport(
-            aggregate(components), components, time.time(), version("llmkg-otel"), self.lifecycle.state
+            aggregate(components), components, time.time(), self._version, self.lifecycle.state
         )
 
     def get_prometheus_metrics(self) -> str:
