@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "llmkg_otel" / "alerting" / "default_rules.yaml"
 GROUPS = load_default_rules().groups
 RULES = [rule for group in GROUPS for rule in group.rules if isinstance(rule, AlertRule)]
-TEST_FILES = sorted((ROOT / "tests" / "alerting" / "rules").glob("*.yaml"))
+TEST_FILES = sorted((ROOT / "tests" / "alerting" / "rules").glob("llmkg_*.yaml"))
 """Unit tests in promtool's format, a file for each alert."""
 INTERVAL = 59
 TESTS = [test for file in TEST_FILES for test in yaml.safe_load(file.read_text())["tests"]]
