@@ -116,6 +116,7 @@ class ProductionSystem:
             self._sequence.register("engine", close)  # first to register, so last to close
         register_own_checks(self)
         self._started_at = time.monotonic()
+        self._version = version("llmkg-otel")  # here: it reads files
         observe(meter, self)
         refuse_in_forks(self)
 
@@ -227,6 +228,7 @@ class ProductionSystem:
         operation: Callable[[], T],
         *,
         fallbacks: Ladder[T] | None = None,
+        enrich_current_span: bool = False,
         **options: Unpack[CallOptions],
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
@@ -235,7 +237,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = _call(op, options)
+        call = _call(op, options, span_owner=not enrich_current_span)
         return self._pipeline.run_sync(op, call, operation, fallbacks)
 
     def protected(
@@ -321,7 +323,7 @@ class ProductionSystem:
         """Do what `get_health_report` does, from any thread."""
         components = self.health.components()
         return SystemHealthReport(
-            aggregate(components), components, time.time(), version("llmkg-otel"), self.lifecycle.state
+            aggregate(components), components, time.time(), self._version, self.lifecycle.state
         )
 
     def get_prometheus_metrics(self) -> str:
