@@ -66,7 +66,8 @@ def slo_rules(slos: Mapping[str, SloConfig], *, within_seconds: float | None = N
     window would be a wrong one; `slo_warnings` tells what that is. Records, for each objective and window,
     `slo:error_ratio:rate1h`, `slo:failures:increase1h` and `slo:error_budget:remaining` (1: all of it).
     """
-    groups = [group for name, slo in slos.items() for group in _groups(name, slo, within_seconds)]
+    named = {n: s if s.operation else s.model_copy(update={"operation": n}) for n, s in slos.items()}
+    groups = [group for name, slo in named.items() for group in _groups(name, slo, within_seconds)]
     return yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
 
 

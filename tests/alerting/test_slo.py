@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,15 @@ def test_the_factors_are_scaled_to_the_window_and_are_one_at_least() -> None:
     assert factors(7) == ["3.36", "1.4", "1", "1"]
 
 
+def test_an_objective_without_an_operation_is_for_the_one_of_its_name() -> None:
+    assert slo_rules({"search": SloConfig(objective=0.999)}) == slo_rules({"search": SLO})
+
+
+def test_a_latency_may_be_a_timedelta() -> None:
+    slo = SloConfig(objective=0.99, latency_seconds=timedelta(milliseconds=250))
+    assert slo.latency_seconds == 0.25
+
+
 def test_promtool_accepts_the_rules_of_any_operation(promtool: Promtool) -> None:
     config = ProductionConfig(
         slos={
@@ -240,7 +250,7 @@ def test_an_objective_that_cannot_be_held_is_refused_with_its_path(
 
 
 def test_a_name_that_is_no_label_in_a_rule_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="slos"):
+    with pytest.raises(ConfigurationError, match=r"slos: the name .* should have letters"):
         ProductionConfig(slos={'a"b': {"operation": "search", "objective": 0.999}})
 
 
