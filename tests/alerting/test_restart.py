@@ -208,6 +208,19 @@ def test_an_alert_whose_rule_has_changed_its_name_or_labels_is_left_out(tmp_path
     assert Process(tmp_path, changed).wake(21 * MINUTE).states() == {}
 
 
+def test_two_rules_of_one_name_each_get_their_own_alert_back(tmp_path: Path) -> None:
+    rules = """groups: [{name: g, rules: [
+      {alert: A, expr: bad > 0, labels: {severity: page}},
+      {alert: A, expr: bad > 1, labels: {severity: info}}]}]"""
+    first_life(tmp_path, 0, rules, bad=2)
+    second = Process(tmp_path, rules).wake(60)
+    assert second.watch.states() == {("A", "page"): "firing", ("A", "info"): "firing"}
+    second.evaluate(120, bad=1)
+    second.evaluate(180, bad=1)
+    page, info = second.watch.describe()["active"]
+    assert ("held_until" in page, "held_until" in info) == (False, True)
+
+
 def test_a_hold_is_no_longer_than_samples_are_kept(tmp_path: Path) -> None:
     rules = 'groups: [{name: g, rules: [{alert: A, expr: "max_over_time(bad[30d]) > 0"}]}]'
     first_life(tmp_path, MINUTE, rules, bad=1)
@@ -285,6 +298,19 @@ def test_a_state_that_cannot_be_saved_is_told_once_and_stops_nothing(
     assert caplog.text.count("cannot be saved") == 1
     (tmp_path / "state").unlink()
     process.evaluate(3 * MINUTE, bad=2)
+    assert process.watch.errors() == []
+
+
+def test_a_label_that_is_no_unicode_is_told_and_does_not_end_the_saving(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    process.watch._loop._collect = lambda: [("bad", {"x": "\udc80"}, 2.0)]
+    process.evaluate(0)
+    [problem] = process.watch.errors()
+    assert "cannot be saved" in problem
+    process.watch._loop._collect = lambda: [("bad", {"x": "y"}, 2.0)]
+    process.evaluate(3600)
+    process.watch._evaluator.history.entries = ()  # where it is still in
+    process.evaluate(3660)
     assert process.watch.errors() == []
 
 

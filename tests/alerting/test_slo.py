@@ -309,3 +309,15 @@ def test_the_rules_of_an_objective_tell_what_to_do() -> None:
         assert annotations["runbook_url"].partition("#")[2] in anchors
         assert "99.9 % of the calls of search over 30 days" in annotations["description"]
     assert yaml.safe_load(slo_rules({})) == {"groups": []}
+
+
+def test_the_example_in_the_guide_is_a_configuration(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    [example] = re.findall(r"```yaml\n(slos:\n.*?)```", guide, re.DOTALL)
+    file = tmp_path / "llmkg.yaml"
+    file.write_text(example)
+    slos = ProductionConfig.load(file).slos
+    assert {name: (slo.objective, slo.latency_seconds) for name, slo in slos.items()} == {
+        "search": (0.999, None),
+        "search-fast": (0.99, 0.5),
+    }
