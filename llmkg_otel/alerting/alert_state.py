@@ -111,7 +111,7 @@ def _found(rule: AlertRule, samples: list[Sample], now: float) -> Alerts:
             raise EvaluationError(
                 "vector contains metrics with the same labelset after applying alert labels"
             )
-        annotations = labels_of((name, template.expand(labels, value)) for name, template in rule.annotations)
+        annotations = tuple(sorted((name, text.expand(labels, value)) for name, text in rule.annotations))
         found[key] = ActiveAlert(rule.name, key, annotations, "pending", now, None, value, now)
     return found
 

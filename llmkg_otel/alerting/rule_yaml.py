@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["Field", "read_yaml"]
 
 T = TypeVar("T")
+_DURATION = re.compile(
+    r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
+)
+_UNITS = (365 * 86400, 7 * 86400, 86400, 3600, 60, 1, 0.001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,16 @@ class Field:
         if not plain or re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", str(self.node.value)) is None:
             self.fail(f"{what} must be a whole number")
         return int(self.node.value)
+
+    def duration(self, what: str) -> float:
+        """Return a duration such as 1h30m, in seconds."""
+        text = self.text(what)
+        found = _DURATION.fullmatch(text)
+        if text == "0":
+            return 0.0
+        if found is None or not text:
+            self.fail(f"{what}: {text!r} is no duration; write one as 30s, 5m or 1h30m")
+        return float(sum(int(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part))
 
     def sequence(self, what: str) -> list[Field]:
         """Return the items of a list; null is empty."""

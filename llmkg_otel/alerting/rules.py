@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql import Expression
 from llmkg_otel.alerting.rule_relations import rule_warnings
@@ -30,10 +30,6 @@ __all__ = [
     "parse_rules",
 ]
 
-_DURATION = re.compile(
-    r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
-)
-_UNITS = (365 * 86400, 7 * 86400, 86400, 3600, 60, 1, 0.001)
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 
@@ -213,16 +209,4 @@ def _templates(named: Field, texts: dict[str, str]) -> tuple[tuple[str, Template
 
 
 def _duration(fields: dict[str, Field], key: str) -> float:
-    if key not in fields:
-        return 0.0
-    text = fields[key].text(key)
-    found = _DURATION.fullmatch(text)
-    if text == "0":
-        return 0.0
-    if found is None or not text:
-        _refuse_duration(fields[key], key, text)
-    return float(sum(int(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part))
-
-
-def _refuse_duration(item: Field, key: str, text: str) -> NoReturn:
-    item.fail(f"{key}: {text!r} is no duration; write one as 30s, 5m or 1h30m")
+    return fields[key].duration(key) if key in fields else 0.0

@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from llmkg_otel.alerting.configured import configured_rules
 from llmkg_otel.alerting.evaluator import AlertEvaluator, AlertState
 from llmkg_otel.alerting.loop import AlertLoop, Collect
 from llmkg_otel.alerting.notify import make_channels
 from llmkg_otel.alerting.notify.message import Notice
 from llmkg_otel.alerting.report import as_prometheus, described, described_history, expression_url
-from llmkg_otel.alerting.rules import load_default_rules, load_rules, parse_rules
 from llmkg_otel.alerting.samples import SampleStore
-from llmkg_otel.alerting.slo import slo_rules, slo_warnings
 from llmkg_otel.alerting.state_file import MAX_ALERTS, SavedAlert, SavedState, StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmkg_otel.alerting.evaluator import ActiveAlert
-    from llmkg_otel.alerting.rules import AlertRule, RuleFile
+    from llmkg_otel.alerting.rules import AlertRule
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
 
@@ -57,7 +56,11 @@ class AlertWatch:
     ) -> None:
         monitoring = config.monitoring
         interval = monitoring.alert_check_interval_seconds
-        files = _rule_files(config) if monitoring.enable_alerting else []
+        files = configured_rules(config)
+        if not monitoring.enable_alerting:
+            files = []
+        for warning in (warning for file in files for warning in file.warnings):
+            _log.warning("%s", warning)
         groups = [group for file in files for group in file.groups]
         store = SampleStore(monitoring.metric_retention_seconds, monitoring.max_metric_points)
         self._evaluator = AlertEvaluator(groups, store, observer, interval_seconds=interval)
@@ -156,17 +159,3 @@ class AlertWatch:
     def as_prometheus(self) -> dict[str, Any]:
         """Return active alerts in the form of Prometheus' /api/v1/alerts, with the history beside them."""
         return as_prometheus(self._evaluator.active(), self._evaluator.history.entries)
-
-
-def _rule_files(config: ProductionConfig) -> list[RuleFile]:
-    """Load all rules that are configured, and tell what cannot be as it is meant."""
-    monitoring = config.monitoring
-    points = monitoring.max_metric_points * monitoring.alert_check_interval_seconds
-    reach = min(monitoring.metric_retention_seconds, points)
-    files = [load_rules(path, retention_seconds=reach) for path in config.alerting.rule_files]
-    if config.alerting.default_rules:
-        files.insert(0, load_default_rules(retention_seconds=reach))
-    files.append(parse_rules(slo_rules(config.slos, within_seconds=reach), "slos", retention_seconds=reach))
-    for warning in [each for file in files for each in file.warnings] + [*slo_warnings(config.slos, reach)]:
-        _log.warning("%s", warning)
-    return files

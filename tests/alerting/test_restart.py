@@ -302,7 +302,7 @@ def test_a_state_that_cannot_be_saved_is_told_once_and_stops_nothing(
 
 
 def test_a_label_that_is_no_unicode_is_told_and_does_not_end_the_saving(tmp_path: Path) -> None:
-    process = Process(tmp_path, 'groups: [{name: g, rules: [{alert: A, expr: bad > 0}]}]')
+    process = Process(tmp_path, "groups: [{name: g, rules: [{alert: A, expr: bad > 0}]}]")
     process.watch._loop._collect = lambda: [("bad", {"x": "\udc80"}, 2.0)]
     process.evaluate(0)
     [problem] = process.watch.errors()
