@@ -18,6 +18,7 @@ from llmkg_otel.alerting.rules import AlertRule, RecordingRule, parse_rules
 from llmkg_otel.alerting.samples import SampleStore
 from llmkg_otel.alerting.slo import slo_rules, slo_warnings
 from llmkg_otel.alerting.watch import AlertWatch
+from llmkg_otel.cli import main
 from llmkg_otel.config import ProductionConfig, SloConfig
 from llmkg_otel.errors import ConfigurationError
 
@@ -217,6 +218,27 @@ def test_promtool_accepts_the_rules_of_any_operation(promtool: Promtool) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout + done.stderr
     assert parse_rules(file.read_text(), "slos").warnings == ()
+
+
+def test_what_is_exported_for_prometheus_has_every_window_of_an_objective(
+    promtool: Promtool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = promtool.directory / "llmkg.yaml"
+    config.write_text("alerting: {default_rules: false}\nslos: {search: {objective: 0.999}}")
+    assert main(["rules", "export", "--config", str(config)]) == 0
+    exported = promtool.directory / "exported.yaml"
+    exported.write_text(capsys.readouterr().out)
+    command = [promtool.path, "check", "rules", "exported.yaml"]
+    done = subprocess.run(command, cwd=promtool.directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked, given = (
+        [(group.interval_seconds, [(rule.name, rule.labels) for rule in group.rules]) for group in groups]
+        for groups in (
+            parse_rules(text, "slos").groups for text in (slo_rules({"search": SLO}), exported.read_text())
+        )
+    )
+    assert given == asked
+    assert "slo:error_ratio:rate3d" in exported.read_text()
 
 
 def test_an_alert_that_no_failure_can_reach_is_left_out_and_told() -> None:
