@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
+from llmkg_otel.alerting.export import groups_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +23,10 @@ DURATION = "llmkg_operation_duration_seconds"
 NOT_COUNTED = "cancelled|invalid_input|rate_limited"
 """Failures by the caller's own doing. What this layer refuses to save the engine is a failure."""
 HOUR, DAY = 3600, 86_400
+NEEDED = (
+    f"; all alerts need {3 * DAY} s of monitoring.metric_retention_seconds and of max_metric_points x "
+    "alert_check_interval_seconds"
+)
 
 
 class _Pair(NamedTuple):
@@ -67,8 +71,7 @@ def slo_rules(slos: Mapping[str, SloConfig], *, within_seconds: float | None = N
     `slo:error_ratio:rate1h`, `slo:failures:increase1h` and `slo:error_budget:remaining` (1: all of it).
     """
     named = {n: s if s.operation else s.model_copy(update={"operation": n}) for n, s in slos.items()}
-    groups = [group for name, slo in named.items() for group in _groups(name, slo, within_seconds)]
-    return yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+    return groups_text([group for name, slo in named.items() for group in _groups(name, slo, within_seconds)])
 
 
 def slo_warnings(slos: Mapping[str, SloConfig], within_seconds: float | None) -> Iterator[str]:
@@ -81,11 +84,11 @@ def slo_warnings(slos: Mapping[str, SloConfig], within_seconds: float | None) ->
         if within_seconds is not None and within_seconds < longest:
             left_out = [p.long for pairs in ALERTS.values() for p in pairs if p.seconds > within_seconds]
             windows = ", ".join([*left_out, f"{slo.window_days}d"])
-            yield (
-                f"slos.{name}: the windows {windows} are for Prometheus only (`llmkg-otel rules export`): "
-                f"here samples are kept for {within_seconds:g} s. All alerts need {3 * DAY} s: "
-                "monitoring.metric_retention_seconds, and max_metric_points x alert_check_interval_seconds"
+            told = (
+                f"slos.{name}: evaluated by Prometheus only (`llmkg-otel rules export`), over {windows}: "
+                f"here samples are kept for {within_seconds:g} s"
             )
+            yield told + (NEEDED if left_out else "")
 
 
 def _groups(name: str, slo: SloConfig, within_seconds: float | None) -> Iterator[dict[str, Any]]:
@@ -188,14 +191,3 @@ def _sum(slo: SloConfig, function: str, suffix: str, matchers: str, window: str)
 def _literal(text: str) -> str:
     """Keep a text from being read as a template."""
     return text.replace("{{", "{ {")
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as one that can be read."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)

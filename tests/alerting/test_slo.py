@@ -297,14 +297,14 @@ def test_in_process_only_windows_are_evaluated_whose_samples_are_kept_and_the_ot
     names, [told] = watch(caplog)
     assert names == {"slo:error_ratio:rate5m", "slo:error_ratio:rate1h", "slo:failures:increase1h"}
     assert told == (
-        "slos.s: the windows 6h, 1d, 3d, 7d are for Prometheus only (`llmkg-otel rules export`): here "
-        "samples are kept for 3600 s. All alerts need 259200 s: monitoring.metric_retention_seconds, and "
+        "slos.s: evaluated by Prometheus only (`llmkg-otel rules export`), over 6h, 1d, 3d, 7d: here samples "
+        "are kept for 3600 s; all alerts need 259200 s of monitoring.metric_retention_seconds and of "
         "max_metric_points x alert_check_interval_seconds"
     )
     names, [told] = watch(caplog, metric_retention_seconds=259_200, max_metric_points=8640)
     assert {"slo:error_ratio:rate3d", "slo:failures:increase3d"} <= names
     assert "slo:error_budget:remaining" not in names
-    assert told.startswith("slos.s: the windows 7d are for Prometheus only")
+    assert told.endswith("over 7d: here samples are kept for 259200 s")
     names, told_nothing = watch(caplog, metric_retention_seconds=700_000, max_metric_points=30_000)
     assert "slo:error_budget:remaining" in names
     assert told_nothing == []
@@ -315,7 +315,7 @@ def test_points_that_are_not_kept_count_as_samples_that_are_not_there(
 ) -> None:
     names, [told] = watch(caplog, metric_retention_seconds=700_000, max_metric_points=100)
     assert names == set()
-    assert "the windows 1h, 6h, 1d, 3d, 7d are for Prometheus only" in told
+    assert "over 1h, 6h, 1d, 3d, 7d: here" in told
     assert "kept for 3000 s" in told
 
 
