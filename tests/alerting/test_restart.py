@@ -202,6 +202,14 @@ def test_keep_firing_for_goes_on_counting(tmp_path: Path) -> None:
     assert "Kept" not in second.evaluate(31 * MINUTE, bad=0)
 
 
+def test_an_alert_that_is_kept_firing_counts_as_seen(tmp_path: Path) -> None:
+    rules = "groups: [{name: g, rules: [{alert: A, expr: bad > 1, keep_firing_for: 3h}]}]"
+    first = first_life(tmp_path, 0, rules, bad=2)
+    for minute in range(1, 121):
+        first.evaluate(minute * MINUTE, bad=0)
+    assert Process(tmp_path, rules).wake(130 * MINUTE).states() == {"A": "firing"}
+
+
 def test_an_alert_whose_rule_has_changed_its_name_or_labels_is_left_out(tmp_path: Path) -> None:
     first_life(tmp_path, 20 * MINUTE)
     changed = RULES.replace("severity: page", "severity: ticket").replace("alert: Recorded", "alert: Other")
@@ -351,6 +359,18 @@ def test_what_was_saved_before_stays_whole_when_a_write_fails_half_way(
     found = StateFile(tmp_path / "alerts.json").read()
     assert found is not None
     assert found.saved_at == 1
+
+
+def test_the_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
+    file, other_name = StateFile(tmp_path / "alerts.json"), tmp_path / "before.json"
+    file.save(state(1))
+    assert file.flush(20)
+    other_name.hardlink_to(tmp_path / "alerts.json")
+    before = other_name.read_text()
+    file.save(state(2))
+    assert file.flush(20)
+    assert other_name.read_text() == before
+    assert (tmp_path / "alerts.json").read_text() != before
 
 
 def test_of_a_storm_of_alerts_the_firing_ones_are_saved_first(tmp_path: Path) -> None:
