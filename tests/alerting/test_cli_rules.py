@@ -64,6 +64,27 @@ def test_a_unit_test_has_the_verdict_and_the_report_of_promtool(
         ]
 
 
+def test_the_rules_and_the_unit_test_of_the_documentation_are_sound_for_both(
+    promtool: Promtool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "alerting.md").read_text()
+    files = dict(
+        re.findall(r"^`(\w+\.yaml)`[^`]*(?:`[^`]+`[^`]*)*?```yaml\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    )
+    assert set(files) == {"rules.yaml", "rules_test.yaml"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert ours("check", str(tmp_path / "rules.yaml"), capsys=capsys)[0] == 0
+    assert ours("test", str(tmp_path / "rules_test.yaml"), capsys=capsys) == (
+        0,
+        f"Testing {tmp_path / 'rules_test.yaml'}\n  SUCCESS\n",
+        "",
+    )
+    command = [promtool.path, "test", "rules", str(tmp_path / "rules_test.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_there_are_unit_tests_that_fail_in_every_way() -> None:
     assert len(UNIT_TESTS) > 10
     assert {path.parent.name for path in UNIT_TESTS} == {"rules", "failing"}
