@@ -115,13 +115,15 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    from llmkg_otel.alerting import exposition  # noqa: PLC0415
     from llmkg_otel.alerting.printed import show_metric, show_number  # noqa: PLC0415
     from llmkg_otel.alerting.promql import EvaluationError, Expression  # noqa: PLC0415
     from llmkg_otel.alerting.samples import SampleStore  # noqa: PLC0415
 
     if options.time is not None and options.url is not None:
         options.parser.error("--time is for --snapshot: what is scraped is of now")
-    store = SampleStore(retention_seconds=1e10, max_points=1_000_000)
+    most = exposition.MAX_SAMPLES * options.scrapes
+    store = SampleStore(retention_seconds=1e10, max_points=1_000_000, max_series=most)
     try:
         expression = Expression(options.expression)
         at = _scrape(store, options) if options.url is not None else _read(store, options)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from support.monitoring import Alertmanager, Daemon
     from support.receiver import Receiver
 
-INTERVAL, SCRAPE_INTERVAL = 1.0, 0.25
+INTERVAL, SCRAPE_INTERVAL = 2.0, 0.25
 BOTH = ("us", "prometheus")
 ALERTS = ("LlmkgHighErrorRate", "LlmkgCircuitBreakerOpen", "LlmkgHealthFail")
 SECONDS_FOR_MINUTES = ((r"\[\d+m\]", "[10s]"), (r"for: \d+m", "for: 2500ms"), (r">= 20\b", ">= 10"))
@@ -193,7 +193,8 @@ async def test_a_broken_engine_fires_the_same_alerts_here_and_in_prometheus_at_o
         finally:
             server.kill()
     apart = {alert: round(abs(here[alert] - there[alert]), 3) for alert in ALERTS}
-    assert max(apart.values()) <= INTERVAL + SCRAPE_INTERVAL, apart  # what Prometheus reads may be so old
+    # What Prometheus reads may be as old as a scrape; and a rate over other points crosses a bound elsewhere.
+    assert max(apart.values()) <= INTERVAL + 2 * SCRAPE_INTERVAL, apart
 
 
 def told_by(manager: Alertmanager) -> set[tuple[str, str]]:
