@@ -1,4 +1,4 @@
-"""The command line: serve, checkpoints, restore, rules, demo, doctor, config."""
+"""The command line: serve, checkpoints, restore, rules, dashboards, demo, doctor, config."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmkg-otel: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        extra = "demo" if options.name == "demo" else "server"
+        extra = options.name if options.name in ("dashboards", "demo") else "server"
         print(f"llmkg-otel: {error.name} is missing: pip install 'llmkg-otel[{extra}]'", file=sys.stderr)
         return 2
 
@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     doctor = commands.add_parser("doctor", help="check that the installed packages fit together")
     doctor.set_defaults(command=_doctor)
+    dashboards = commands.add_parser("dashboards", help="write the Grafana dashboards")
+    dashboards.add_argument("what", choices=["build"])
+    dashboards.add_argument("--out", type=Path, default=Path("dashboards"), metavar="DIR", help="dashboards")
+    dashboards.set_defaults(command=_dashboards)
     config = commands.add_parser("config", help="show the effective configuration, and what follows from it")
     config.add_argument(
         "what",
@@ -177,6 +181,14 @@ def _doctor(_options: argparse.Namespace) -> int:
     for finding in found:
         print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.detail}")
     return 0 if all(finding.ok for finding in found) else 1
+
+
+def _dashboards(options: argparse.Namespace) -> int:
+    from llmkg_otel.dashboards import write  # noqa: PLC0415 - rarely needed
+
+    for path in write(options.out):
+        print(path)
+    return 0
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -38,6 +38,10 @@ def _group(group: RuleGroup) -> dict[str, Any]:
     written: dict[str, Any] = {"name": group.name}
     if group.interval_seconds is not None:
         written["interval"] = show_duration(group.interval_seconds)
+    if group.query_offset_seconds:
+        written["query_offset"] = show_duration(group.query_offset_seconds)
+    if group.limit > 0:
+        written["limit"] = group.limit
     return written | {"rules": [_rule(rule) for rule in group.rules]}
 
 

@@ -151,9 +151,12 @@ def fields(rule: object) -> list[str]:
 def test_an_exported_rule_keeps_every_field(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(configured, "load_default_rules", lambda **_: load_rules(RULES / "sound.yaml"))
-    _, out, _ = ours("export", capsys=capsys)
     groups = yaml.safe_load((RULES / "sound.yaml").read_text())["groups"]
+    groups[0] |= {"limit": 5, "query_offset": "1m30s"}
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": groups}))
+    monkeypatch.setattr(configured, "load_default_rules", lambda **_: load_rules(file))
+    _, out, _ = ours("export", capsys=capsys)
     assert yaml.safe_load(out)["groups"] == groups
 
 
