@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -340,3 +342,62 @@ def test_a_time_belongs_to_a_snapshot(capsys: pytest.CaptureFixture[str]) -> Non
         main(["rules", "eval", "up", "--url", "http://127.0.0.1:1", "--time", "1"])
     assert caught.value.code == 2
     assert "--time is for --snapshot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--scrapes", "0", "must be a number from 1 up"),
+        ("--scrapes", "many", "must be a number from 1 up"),
+        ("--every", "-1", "must be seconds from 0"),
+        ("--every", "nan", "must be seconds from 0"),
+        ("--time", "yesterday", "must be seconds since 1970, or RFC 3339"),
+        ("--time", "nan", "must be seconds since 1970, or RFC 3339"),
+        ("--time", "1e300", "must be seconds since 1970, or RFC 3339"),
+    ],
+)
+def test_an_option_that_is_wrong_is_told_with_what_is_allowed(
+    option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["rules", "eval", "up", "--snapshot", "page", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"argument {option}: {value!r}: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("host/metrics", 1),
+        ("file:///etc/passwd", 1),
+        ("http://", 1),
+        ("http://127.0.0.1:port/", 2),
+        ("http://[::1/", 2),
+        ("http://127.0.0.1:1", 2),
+    ],
+)
+def test_a_url_that_cannot_be_scraped_is_told_in_one_line(
+    url: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = ours("eval", "up", "--url", url, capsys=capsys)
+    assert (found, out, len(err.splitlines())) == (status, "", 1)
+    assert err.startswith("llmkg-otel: ")
+
+
+def test_a_server_that_speaks_no_http_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        status, _, err = ours(
+            "eval", "up", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", capsys=capsys
+        )
+        thread.join()
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "cannot be read" in err
