@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.configured import configured_rules
@@ -52,6 +53,7 @@ class AlertWatch:
         *,
         on_told: Callable[[str, str | None], None] = lambda _channel, _error: None,
         failing_trace: FailingTrace = lambda _operation, _since: None,
+        quietly: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.time,
     ) -> None:
         monitoring = config.monitoring
@@ -75,7 +77,7 @@ class AlertWatch:
         self._external_url = config.alerting.external_url
         self._on_evaluated = on_evaluated
         self._failing_trace, self._trace_link = failing_trace, config.alerting.trace_link
-        self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told)
+        self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told, quietly)
 
     def start(self) -> None:
         """Begin to evaluate, on a thread of its own."""
