@@ -18,7 +18,9 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.server.auth import is_loopback
+from llmkg_otel.server.log_query import LogQuery
 from llmkg_otel.server.probe_thread import ProbeThread, probes_of, quick_answer
 
 if TYPE_CHECKING:
@@ -38,11 +40,13 @@ LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNOR
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
-    """Return the app: /livez /readyz /startupz /healthz /metrics /status.
+    """Return the app: /livez /readyz /startupz /healthz /metrics /status /alerts /logs.
 
-    Probes answer 200 or 503 with the reasons as text. /status needs the operator token unless the port is
-    bound to loopback; there, a request for a host of any other name is refused with 421. Nothing here
-    waits for the engine: it all reads what is known already.
+    Probes answer 200 or 503 with the reasons as text. /alerts has the form of Prometheus' /api/v1/alerts.
+    /logs gives the last `limit` (100) log records that match `correlation_id`, `event` and, as the lowest,
+    `level`. These two and /status need the operator token unless the port is bound to loopback; there, a
+    request for a host of any other name is refused with 421. Nothing here waits for the engine: it all
+    reads what is known already.
     """
 
     def metrics(request: Request) -> Response:
@@ -50,15 +54,19 @@ def ops_app(system: ProductionSystem) -> Starlette:
         return Response(body, headers={"content-type": content_type})
 
     def status(request: Request) -> Response:
-        if not _may_operate(system, request.headers):
-            return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
-        return JSONResponse(system.read_status())
+        return _for_operators(system, request, system.read_status)
 
+    def alerts(request: Request) -> Response:
+        return _for_operators(system, request, system.alerts.as_prometheus)
+
+    def logs(request: Request) -> Response:
+        return _for_operators(system, request, lambda: _logs(system, request.query_params))
+
+    endpoints = (metrics, status, alerts, logs)
     return Starlette(
         routes=[
             *(Route(path, _endpoint(probe)) for path, probe in probes_of(system).items()),
-            Route("/metrics", metrics),
-            Route("/status", status),
+            *(Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints),
         ],
         middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
     )
@@ -85,6 +93,21 @@ def _endpoint(probe: Probe) -> Callable[[Request], Awaitable[Response]]:
         return Response(body, status, media_type=media_type)
 
     return endpoint
+
+
+def _for_operators(
+    system: ProductionSystem, request: Request, read: Callable[[], dict[str, Any]]
+) -> Response:
+    if not _may_operate(system, request.headers):
+        return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
+    try:
+        return JSONResponse(read())
+    except InvalidInputError as error:
+        return _problem(400, "invalid_input", str(error))
+
+
+def _logs(system: ProductionSystem, parameters: Mapping[str, str]) -> dict[str, Any]:
+    return {"logs": system.telemetry.recent_logs.read(**LogQuery.of(parameters).model_dump())}
 
 
 def _may_operate(system: ProductionSystem, headers: Mapping[str, str]) -> bool:
