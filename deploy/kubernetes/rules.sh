@@ -1,7 +1,7 @@
 #!/bin/sh
-# Print the default alert rules as a PrometheusRule: deploy/kubernetes/rules.sh > deploy/kubernetes/rules.yaml
+# Print the default alert rules as a PrometheusRule: deploy/kubernetes/rules.sh | kubectl apply -f -
 cat <<'HEAD'
-# Made by rules.sh from llmkg_otel/alerting/default_rules.yaml. Needs the Prometheus Operator.
+# From llmkg_otel/alerting/default_rules.yaml. Needs the Prometheus Operator.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
