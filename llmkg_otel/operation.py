@@ -179,6 +179,12 @@ class Operations:
             raise ConfigurationError(
                 f"operation {name!r}: {MAX_OPERATIONS} operations exist already, it shares those of {OTHER}"
             )
+        configured = self._config.operations.get(name, OperationConfig()).fallbacks
+        if "fallbacks" in config.model_fields_set and config.fallbacks != configured:
+            raise ConfigurationError(
+                f"operations.{name}.fallbacks = {config.fallbacks!r}: is read at the start, where it is"
+                f" {configured!r}; set it in the configuration of the system"
+            )
         operation.configure(config, self._config)
 
     def pools(self) -> tuple[PermitPool, ...]:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from llmkg_otel import call as current
-from llmkg_otel._bodies import awaitable, is_async, synchronous
+from llmkg_otel._bodies import awaitable, check_sync, synchronous
 from llmkg_otel._watch import Watch
 from llmkg_otel.errors import (
     CircuitOpenError,
@@ -127,10 +127,7 @@ class Pipeline:
         self, op: Operation, call: Call, body: Callable[[], T], ladder: Ladder[T] | None = None
     ) -> T:
         """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
-        if is_async(body):
-            raise InvalidInputError(
-                f"{op.name}: an async operation needs `await execute_protected_operation`"
-            )
+        check_sync(op.name, body, ladder or {})
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)

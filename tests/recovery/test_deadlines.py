@@ -233,7 +233,8 @@ async def test_a_rude_caller_opens_the_circuit_for_nobody(usual: float | None, c
         callers.succeed(usual)
     await callers.give_up(0.001, times=20)
     assert callers.breaker.state == "closed"
-    assert callers.breaker.calls["ignored"] == 20
+    assert callers.breaker.calls["ignored"] > 0
+    assert callers.breaker.calls["failure"] == 0
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,10 @@ def test_one_probe_at_a_time_for_the_whole_fleet_and_its_success_closes_every_ci
     with pytest.raises(CircuitOpenError) as caught:
         other.breaker.admit_sync()
     assert caught.value.retry_after == pytest.approx(10, abs=1)  # the lease, as long as an attempt may take
+    other.breaker._circuit.usual.note(0.2, 0.0)
+    with pytest.raises(CircuitOpenError) as caught:
+        other.breaker.admit_sync()
+    assert caught.value.retry_after == 0.2  # what the probe should take
     one.breaker.succeeded(probe, first=True)
     other.becomes("closed")
     one.becomes("closed")
