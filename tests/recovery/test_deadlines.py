@@ -117,7 +117,7 @@ def limits_ignored(telemetry: CapturedTelemetry) -> list[object]:
     return [(record.attributes or {})["returned"] for record in records]
 
 
-SHORT: list[dict[str, Any]] = [{"circuit_breaker": CircuitBreakerConfig(timeout=0.01)}, {"timeout": 0.01}]
+SHORT: list[dict[str, Any]] = [{"circuit_breaker": CircuitBreakerConfig(timeout=0.1)}, {"timeout": 0.1}]
 
 
 @pytest.mark.parametrize("ends", ["returns", "raises"])
