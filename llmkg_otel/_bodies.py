@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
 
-__all__ = ["awaitable", "check_sync", "is_async", "synchronous"]
+__all__ = ["check_sync", "in_thread", "is_async", "synchronous"]
 
 T = TypeVar("T")
 
@@ -42,9 +42,9 @@ def check_sync(
             raise InvalidInputError(f"{operation}: fallback {name} is async, its operation is not")
 
 
-def awaitable(call: Call, body: Callable[[], Awaitable[T] | T]) -> Callable[[], Awaitable[T]]:
-    """Return what can be awaited on the loop: the body itself, or its run in a thread."""
-    return body if is_async(body) else partial(_in_thread, call, body)
+def in_thread(call: Call, body: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    """Return what runs a sync body in a thread, to be awaited on the loop."""
+    return partial(_in_thread, call, body)
 
 
 def synchronous(operation: str, result: T) -> T:

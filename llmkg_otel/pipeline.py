@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel import call as current
-from llmkg_otel._bodies import awaitable, check_sync, synchronous
+from llmkg_otel._bodies import check_sync, in_thread, is_async, synchronous
 from llmkg_otel._watch import Watch
 from llmkg_otel.errors import (
     CircuitOpenError,
@@ -82,8 +82,9 @@ class Pipeline:
 
         `ladder` names what may answer instead when the engine fails, in order.
         """
-        target = awaitable(call, body)
-        call.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
+        target = body if is_async(body) else in_thread(call, body)
+        call.task = task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - whoever awaits is in one; a cast would be a call
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)

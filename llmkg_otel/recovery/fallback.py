@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from llmkg_otel._bodies import awaitable
+from llmkg_otel._bodies import in_thread, is_async
 from llmkg_otel.errors import error_type
 from llmkg_otel.events import FallbackFailed, Observer
 
@@ -33,7 +33,7 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
         cancelling = task.cancelling()
         try:
             async with asyncio.timeout(call.remaining()):
-                answer = await awaitable(call, rung)()
+                answer = await (rung if is_async(rung) else in_thread(call, rung))()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:
                 raise
