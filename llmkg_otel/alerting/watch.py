@@ -51,11 +51,13 @@ class AlertWatch:
         observer: Observer,
         on_evaluated: Callable[[float], None],
         *,
+        no_data: str | None = None,
         on_told: Callable[[str, str | None], None] = lambda _channel, _error: None,
         failing_trace: FailingTrace = lambda _operation, _since: None,
         quietly: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._no_data = no_data
         monitoring = config.monitoring
         interval = monitoring.alert_check_interval_seconds
         files = configured_rules(config)
@@ -80,7 +82,9 @@ class AlertWatch:
         self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told, quietly)
 
     def start(self) -> None:
-        """Begin to evaluate, on a thread of its own."""
+        """Begin to evaluate, on a thread of its own, unless `no_data` says why there will never be any."""
+        if self._no_data is not None:
+            return
         if self._enabled:
             self._recall()
             for channel in self._channels:
@@ -137,11 +141,15 @@ class AlertWatch:
         return Notice(alert.labels, tuple(sorted(told.items())), starts, None, link)
 
     def states(self) -> Mapping[tuple[str, str], AlertState]:
-        """Return each rule's state by (alert, severity)."""
+        """Return each rule's state by (alert, severity); without data, all are unknown."""
+        if self._no_data is not None:
+            return dict.fromkeys(self._evaluator.states(), "unknown")
         return self._evaluator.states()
 
     def errors(self) -> list[str]:
         """Return why rules, or the collection they need, cannot be evaluated at present."""
+        if self._no_data is not None and self._enabled:
+            return [f"there is no data: {self._no_data}"]
         failures = [f"{each.rule}: {each.error}" for each in self._evaluator.errors()]
         if (problem := self._loop.collect_error) is not None:
             failures.append(f"metrics cannot be collected: {problem}")

@@ -92,6 +92,10 @@ ATTEMPT_SPAN = "llmkg.attempt"
 SHUTDOWN_SPAN = "llmkg.shutdown"
 CHECKPOINT_SPAN = "llmkg.checkpoint"
 
+# Events of spans; a retry's is named as its log record
+PERMIT_WAITED = "llmkg.permit.waited"
+CONNECTION_WAITED = "llmkg.connection.waited"
+
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
