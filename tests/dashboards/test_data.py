@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -144,11 +145,11 @@ def _start_server(
 
 
 def _is_scraped(found: Prometheus) -> bool:
-    try:
-        found.ended = time.time()
-        return bool(found.ask("llmkg_operation_duration_seconds_count"))
-    except (OSError, ValueError):
-        return False
+    found.ended = time.time()
+    with contextlib.suppress(OSError):  # not listening yet
+        if http_get(f"{found.url}/-/ready").status == 200:
+            return bool(found.ask("llmkg_operation_duration_seconds_count"))
+    return False
 
 
 @pytest.mark.timeout(900)

@@ -88,20 +88,31 @@ def configuration(directory: Path, mcp_port: int, ops_port: int) -> ProductionCo
             "limited": OperationConfig(rate_limit=RateLimitRule(requests_per_second=1, burst_capacity=1)),
             "narrow": OperationConfig(max_concurrent=1),
             "overdue": OperationConfig(timeout=0.1),
+            "long": OperationConfig(circuit_breaker=CircuitBreakerConfig(timeout=9), criticality="critical"),
         },
     )
 
 
 async def trouble(system: ProductionSystem, engine: FaultyEngine) -> None:
-    """Make one round of trouble after the other, until cancelled."""
+    """Make one round of trouble after the other, until the shutdown is over."""
     pool = system.add_connection_pool(
         "graph", object, close=lambda _: None, max_size=1, acquire_timeout=0.02, idle_timeout=0.03
     )
     _break_a_hook_now_and_then()
-    for number in itertools.count():
+    for number in itertools.takewhile(lambda _: not system.closed, itertools.count()):
         engine.switch(on=number % 2 == 0)
         system.resources.observe(ResourceUsage(memory=1e15 if number % 4 == 3 else 1e6))
         await asyncio.gather(*_calls(system), _borrow(pool, 0.04), _borrow(pool, 0.01), _borrow(pool, 0.05))
+        await asyncio.sleep(0.1)
+
+
+async def linger(system: ProductionSystem) -> None:
+    """Have a long call in flight when the shutdown begins, and calls that come too late."""
+    while system.lifecycle.state in ("starting", "serving"):
+        await asyncio.sleep(0.05)
+    long = asyncio.create_task(_call(system, "long", lambda: asyncio.sleep(4)))
+    while not long.done():
+        await _call(system, "late", lambda: None)
         await asyncio.sleep(0.1)
 
 
@@ -156,12 +167,14 @@ def _break_a_hook_now_and_then() -> None:
     provider.add_span_processor(broken)
 
 
-async def ask(url: str) -> None:
-    """Be an MCP client, until cancelled."""
-    while True:
-        with suppress(Exception):  # the server is not there yet, or not any more
+async def ask(system: ProductionSystem, url: str) -> None:
+    """Be an MCP client, until the shutdown begins."""
+    while system.lifecycle.state in ("starting", "serving"):
+        with suppress(Exception):  # the server is not there yet
             async with Client(url) as client:
                 for number in itertools.count():
+                    if system.lifecycle.state != "serving":
+                        return
                     fact = {"subject": f"s{number}", "predicate": "p", "object": "o"}
                     await client.call_tool("store_fact", fact, raise_on_error=False)
                     await client.call_tool("no_such_tool", {}, raise_on_error=False)
@@ -174,15 +187,11 @@ async def main(directory: Path, mcp_port: int, ops_port: int) -> None:
     LLMKGInstrumentor().instrument()
     engine = FaultyEngine(EmbeddedKnowledgeEngine(directory / "k.db"))
     system = create_production_system(engine, configuration(directory, mcp_port, ops_port))
-    tasks = [
-        asyncio.create_task(trouble(system, engine)),
-        asyncio.create_task(ask(f"http://127.0.0.1:{mcp_port}/mcp")),
-    ]
-    await serve(system)
-    for task in tasks:
-        task.cancel()
-    ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(each, asyncio.CancelledError) for each in ended), ended
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(trouble(system, engine))
+        tasks.create_task(linger(system))
+        tasks.create_task(ask(system, f"http://127.0.0.1:{mcp_port}/mcp"))
+        await serve(system)
 
 
 if __name__ == "__main__":
