@@ -41,6 +41,7 @@ from llmkg_otel.demo.faults import FaultyEngine
 from llmkg_otel.errors import LlmkgOtelError
 from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.server.serve import serve
+from llmkg_otel.telemetry.semconv import METER_NAME
 from support.calls import failing_first
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ async def _borrow(pool: Any, seconds: float) -> None:
 def _break_a_hook_now_and_then() -> None:
     numbers = itertools.count()
 
-    def on_end(_span: object) -> None:
-        if next(numbers) % 50 == 0:
+    def on_end(span: Any) -> None:
+        if span.instrumentation_scope.name == METER_NAME and next(numbers) % 50 == 0:
             raise OSError("an exporter's own")
 
     broken: Any = SimpleNamespace(
@@ -167,19 +168,24 @@ def _break_a_hook_now_and_then() -> None:
     provider.add_span_processor(broken)
 
 
-async def ask(system: ProductionSystem, url: str) -> None:
-    """Be an MCP client, until the shutdown begins."""
-    while system.lifecycle.state in ("starting", "serving"):
-        with suppress(Exception):  # the server is not there yet
-            async with Client(url) as client:
-                for number in itertools.count():
-                    if system.lifecycle.state != "serving":
-                        return
-                    fact = {"subject": f"s{number}", "predicate": "p", "object": "o"}
-                    await client.call_tool("store_fact", fact, raise_on_error=False)
-                    await client.call_tool("no_such_tool", {}, raise_on_error=False)
-                    await asyncio.sleep(0.05)
-        await asyncio.sleep(0.1)
+async def ask(system: ProductionSystem, port: int) -> None:
+    """Be an MCP client, from when the server listens until the shutdown begins."""
+    while not await _listens(port):
+        await asyncio.sleep(0.05)
+    async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+        for number in itertools.takewhile(lambda _: system.lifecycle.state == "serving", itertools.count()):
+            await client.call_tool("store_fact", {"subject": f"s{number}", "predicate": "p", "object": "o"})
+            await client.call_tool("no_such_tool", {})
+            await asyncio.sleep(0.05)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def main(directory: Path, mcp_port: int, ops_port: int) -> None:
@@ -190,7 +196,7 @@ async def main(directory: Path, mcp_port: int, ops_port: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(trouble(system, engine))
         tasks.create_task(linger(system))
-        tasks.create_task(ask(system, f"http://127.0.0.1:{mcp_port}/mcp"))
+        tasks.create_task(ask(system, mcp_port))
         await serve(system)
 
 
