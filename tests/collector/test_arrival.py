@@ -76,7 +76,7 @@ async def test_what_arrives_is_what_was_sent(
         assert by_id(backend.spans()) == by_id(sender.spans())
         assert words(backend.logs()) == words(sender.logs()) != []
         sent = sender.metrics()
-        assert len(sent) > 10
+        assert "llmkg.operation.duration" in sent
         assert backend.wait_until(lambda b: all(b.metric(name) == sent[name] for name in sent))
 
 
