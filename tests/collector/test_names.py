@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from support.servers import http_get, spare_ports, wait_until
 
 from llmkg_otel.telemetry.semconv import INSTRUMENTS
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(900)
 
+OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
+"""What Prometheus asks for; in the older format the Collector writes le="1", and all others le="1.0"."""
 STEMS = {prometheus_name(each) for each in INSTRUMENTS}
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -61,7 +63,7 @@ def server(tmp_path: Path, collect: Callable[..., Collector]) -> Iterator[tuple[
                 stdout=log,
                 stderr=log,
             )
-        yield lambda: http_get(f"http://127.0.0.1:{ops_port}/metrics").body, agent
+        yield lambda: http_get(f"http://127.0.0.1:{ops_port}/metrics", OPEN_METRICS).body, agent
         process.kill()
         process.wait()
 
@@ -78,10 +80,9 @@ def test_a_series_is_the_same_scraped_and_through_the_collector(
             return {}
 
     def collected() -> Series:
-        return series(http_get(agent.prometheus).body)
+        return series(http_get(agent.prometheus, OPEN_METRICS).body)
 
     seen = wait_until(lambda: found if len(names(found := scraped())) > 60 else None, "all of the trouble")
-    import time; time.sleep(5); c = collected(); print("MISSING", sorted(map(str, seen.keys()-c.keys()))[:8], len(seen), len(c)); print("EXTRA", sorted(map(str,c.keys()-scraped().keys()))[:8])
     assert wait_until(lambda: collected().keys() >= seen.keys(), "every series through the Collector")
     assert collected().keys() <= scraped().keys()
     histogram = "llmkg_operation_duration_seconds_count"
@@ -96,8 +97,7 @@ def test_exemplars_and_metrics_of_spans_come_through_the_collector(
     _, agent = server
 
     def open_metrics() -> str:
-        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-        return http_get(agent.prometheus, accept).body
+        return http_get(agent.prometheus, OPEN_METRICS).body
 
     def lines(start: str) -> list[str]:
         return [line for line in open_metrics().splitlines() if line.startswith(start)]
