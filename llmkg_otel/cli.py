@@ -1,4 +1,4 @@
-"""The command line: serve, checkpoints, restore, demo, doctor, dashboards, config."""
+"""The command line: serve, checkpoints, restore, rules, dashboards, demo, doctor, config."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llmkg_otel._cli_rules import add_rules
 from llmkg_otel._config_sources import describe
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.errors import ConfigurationError
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     _add_serve(commands)
     _add_checkpoints(commands)
+    add_rules(commands)
     demo = commands.add_parser("demo", help="run the server under real load and faults; check the books")
     demo.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds of load (20)")
     demo.add_argument("--json", action="store_true", help="print the summary as JSON")

@@ -87,6 +87,7 @@ class Operation:
         self.criticality = config.criticality
         if self.levels.rules != (rules := rules_of(config.rate_limit)):
             self.levels = self._rates.levels(self.name, rules)
+        self.levels_within = self.levels.within(self.name) if rules else None
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
     def pools_of(self, call: Call) -> tuple[PermitPool, ...]:

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 from llmkg_otel import call as current
 from llmkg_otel._bodies import awaitable, is_async, synchronous
 from llmkg_otel._watch import Watch
-from llmkg_otel.errors import CircuitOpenError, InvalidInputError, LlmkgOtelError, OperationTimeoutError
+from llmkg_otel.errors import (
+    CircuitOpenError,
+    EngineCancelledError,
+    InvalidInputError,
+    LlmkgOtelError,
+    OperationTimeoutError,
+)
 from llmkg_otel.events import TimeLimitIgnored
 from llmkg_otel.recovery.fallback import fall_back, fall_back_sync
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
+    from llmkg_otel.limiting.pending import Pending
     from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
@@ -39,9 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 T = TypeVar("T")
-
-PATIENT_SHARE = 0.5
-"""An attempt that ran out of time had this share of what it may take, or it says nothing of the engine."""
 
 
 class Pipeline:
@@ -88,10 +92,10 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools_of(call), 0
             try:
-                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
-                if pending is not None:
+                if (pending := self._admit(op, call)) is not None:
                     await pending.settle()
-                self._resources.check(op.name)
+                if not call.nested:
+                    self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire(call.criticality):
                         seconds = min(self._max_wait, call.remaining())
@@ -134,10 +138,10 @@ class Pipeline:
             self._calls.enter(call)
             pools, held = op.pools_of(call), 0
             try:
-                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
-                if pending is not None:
+                if (pending := self._admit(op, call)) is not None:
                     pending.settle_sync()
-                self._resources.check(op.name)
+                if not call.nested:
+                    self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire(call.criticality):
                         seconds = min(self._max_wait, call.remaining())
@@ -163,6 +167,13 @@ class Pipeline:
             self._observer.call_ended(call, error)
             current.leave(token)
             error = None  # it refers to this frame, which would refer to it
+
+    def _admit(self, op: Operation, call: Call) -> Pending | None:
+        """Ask the rate limits: all once for a chain of calls, an operation's own for each of its calls."""
+        levels = op.levels_within if call.nested else op.levels
+        if levels is None:
+            return None
+        return self._rates.check(op.name, levels, call.user_id, call.started, call.cost)
 
     async def _recover(
         self,
@@ -225,28 +236,31 @@ class Pipeline:
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
         loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
         if watch is None or watch.loop is not loop:
-            watch = self._watch = Watch(loop)
+            watch = self._watch = Watch(loop, self._tell_of_late)
         started = time.monotonic()
         watch.start(call, started + seconds)
         try:
             result = await body()
         except BaseException as raised:
-            timeout = None
-            ours = watch.stop(call) and task.uncancel() <= cancelling  # else somebody cancelled from outside
-            if ours and isinstance(raised, asyncio.CancelledError):
-                timeout = _timeout(op, call, seconds)
-                # Waits of ours, for a permit or before a retry, are no fault of the engine's.
-                call.hurried |= seconds < PATIENT_SHARE * min(op.attempt_timeout, op.timeout)
-            self._report(op, call, ticket, timeout or raised, started)
-            if timeout is not None:
-                self._learn(op, call, started)
+            late = watch.stop(call) and task.uncancel() <= cancelling
+            cancelled = isinstance(raised, asyncio.CancelledError) and task.cancelling() <= cancelling
+            other: Exception | None = None
+            if cancelled:
+                other = _timeout(op, call, seconds) if late else EngineCancelledError(op.name)
+            if late:
+                self._judge_late(op, call, seconds, started, swallowed=not cancelled)
+            self._report(op, call, ticket, other or raised, started, excused=late and call.hurried)
             if span is not None:
-                self._observer.attempt_ended(span, timeout or raised)
-            if timeout is None:
+                self._observer.attempt_ended(span, other or raised)
+            if other is None:
                 raise
-            raise timeout from None
+            try:
+                raise other from (None if late else raised)
+            finally:
+                del other  # it refers to this frame, which would refer to it
         if watch.stop(call):
             task.uncancel()
+            self._tell_of_late(call, returned=True)
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         if self._shedding is not None:
             self._learn(op, call, started)
@@ -263,11 +277,15 @@ class Pipeline:
         try:
             result = synchronous(op.name, body())
         except BaseException as raised:
-            self._report(op, call, ticket, raised, started)
+            # No task runs in here that somebody could have cancelled.
+            own = EngineCancelledError(op.name) if isinstance(raised, asyncio.CancelledError) else None
+            self._report(op, call, ticket, own or raised, started)
             self._tell_if_late(op, started)
             if span is not None:
-                self._observer.attempt_ended(span, raised)
-            raise
+                self._observer.attempt_ended(span, own or raised)
+            if own is None:
+                raise
+            raise own from raised
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         self._tell_if_late(op, started)
         if self._shedding is not None:
@@ -275,6 +293,22 @@ class Pipeline:
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
+
+    def _judge_late(
+        self, op: Operation, call: Call, seconds: float, started: float, *, swallowed: bool
+    ) -> None:
+        """Decide what an attempt that was cancelled after `seconds` says of the engine."""
+        # Waits of ours, for a permit or before a retry, are no fault of the engine's.
+        call.hurried = seconds < op.breaker.patience(min(op.attempt_timeout, op.timeout))
+        if swallowed:
+            self._tell_of_late(call, returned=True)
+        else:
+            self._learn(op, call, started)
+
+    def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
+        """Report a call that goes on, or has gone on, after its attempt was cancelled."""
+        seconds = time.monotonic() - call.started
+        self._observer.on_event(TimeLimitIgnored(call.operation, seconds, returned=returned))
 
     def _tell_if_late(self, op: Operation, started: float) -> None:
         if (seconds := time.monotonic() - started) > op.attempt_timeout:
@@ -286,10 +320,18 @@ class Pipeline:
             self._shedding.finished(op.name, time.monotonic() - started, self._permits)
 
     def _report(
-        self, op: Operation, call: Call, ticket: Ticket, error: BaseException, started: float
+        self,
+        op: Operation,
+        call: Call,
+        ticket: Ticket,
+        error: BaseException,
+        started: float,
+        *,
+        excused: bool = False,
     ) -> None:
+        """Let the breaker know of a failed attempt; `excused` if its caller left too little time."""
         call.attempt_seconds = time.monotonic() - started
-        if self._blames_engine(error, call):
+        if not excused and self._blames_engine(error, call):
             op.breaker.failed(ticket, error, started=started)
         else:
             op.breaker.ignored(ticket)

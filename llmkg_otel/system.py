@@ -75,7 +75,7 @@ class ProductionSystem:
         self.engine = engine
         self.config = config = config or ProductionConfig.load()
         logging.getLogger("llmkg_otel").setLevel(config.monitoring.log_level.upper())
-        self.telemetry = set_up_telemetry(tracer_provider, meter_provider)
+        self.telemetry = set_up_telemetry(tracer_provider, meter_provider, config.monitoring)
         meter = self.telemetry.meter()
         self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
         policies = Policies(config, observer)
@@ -114,6 +114,7 @@ class ProductionSystem:
             self._sequence.register("engine", close)  # first to register, so last to close
         register_own_checks(self)
         self._started_at = time.monotonic()
+        self._version = version("llmkg-otel")  # here: it reads files
         observe(meter, self)
 
     async def start(self) -> None:
@@ -137,6 +138,7 @@ class ProductionSystem:
 
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
+        yield "recent_logs", self.telemetry.recent_logs.start, self.telemetry.recent_logs.stop
         yield "resources", self.resources.start, self.resources.stop
         if (rates := self.rate_limits).store_state is not None:
             yield "rate_limits", rates.start, rates.close
@@ -223,6 +225,7 @@ class ProductionSystem:
         operation: Callable[[], T],
         *,
         fallbacks: Ladder[T] | None = None,
+        enrich_current_span: bool = False,
         **options: Unpack[CallOptions],
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
@@ -231,7 +234,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = _call(op, options)
+        call = _call(op, options, span_owner=not enrich_current_span)
         return self._pipeline.run_sync(op, call, operation, fallbacks)
 
     def protected(
@@ -317,7 +320,7 @@ class ProductionSystem:
         """Do what `get_health_report` does, from any thread."""
         components = self.health.components()
         return SystemHealthReport(
-            aggregate(components), components, time.time(), version("llmkg-otel"), self.lifecycle.state
+            aggregate(components), components, time.time(), self._version, self.lifecycle.state
         )
 
     def get_prometheus_metrics(self) -> str:

@@ -15,6 +15,7 @@ from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
 from llmkg_otel.recovery.circuit import Circuit, Moves
 from llmkg_otel.recovery.fleet import ask, ask_sync
+from llmkg_otel.recovery.patience import patience_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -129,6 +130,11 @@ class CircuitBreaker:
     def first_tries(self) -> int:
         """Calls whose first attempt returned: counted here, where a lock is held anyway."""
         return self._first_tries
+
+    def patience(self, allowed: float) -> float:
+        """Return from how many seconds on an attempt that was cut short is a failure (see patience.py)."""
+        with self._lock:
+            return patience_seconds(self._circuit.usual.seconds, allowed)
 
     async def admit(self) -> Ticket:
         """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back.
@@ -315,9 +321,11 @@ class CircuitBreaker:
             self._observer.on_event(BreakerTransitioned(self.name, previous, state, kind))
         if self.fleet is None or told:
             return
-        token = None if ticket is None else ticket.token
-        if any(state == "open" for _, state in moves):
+        token, states = None if ticket is None else ticket.token, [state for _, state in moves]
+        if "open" in states:
             self.fleet.opened(token)
+        elif "closed" in states:
+            self.fleet.closed(token)
         elif token is not None:
             self._tell_fleet(token, succeeded=succeeded)
 

@@ -29,10 +29,14 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
     for name, rung in ladder.items():
         if call.remaining() <= 0:
             break
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        cancelling = task.cancelling()
         try:
             async with asyncio.timeout(call.remaining()):
                 answer = await awaitable(call, rung)()
-        except Exception as error:  # noqa: BLE001 - the next rung is there for that
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:
+                raise
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue
         call.fallback, call.failure = name, failure
@@ -49,7 +53,7 @@ def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: 
             break
         try:
             answer = cast("T", rung())
-        except Exception as error:  # noqa: BLE001 - the next rung is there for that
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - no task is cancelled in here
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue
         call.fallback, call.failure = name, failure

@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 LISTENER_CLOSE_SECONDS = 5
 ANSWER_SECONDS = 0.5
 """How long the answers to calls that have ended may take to be written to stdout, before the end."""
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """How long one thread may keep the others from the interpreter while serving.
 
-A probe's answer must get it three or four times: with Python's own 5 ms, /livez took 10 to 14 ms at the
-median while loop and engine were saturated, with this 2 to 4 ms (benchmarks/probes.py).
+A probe's answer must get it twice: with Python's own 5 ms, /livez took 7 ms at the median while loop and
+engine were saturated, with this 1 ms; calls took no longer (docs/benchmarks.md).
 """
 ENVELOPE_BYTES = 65_536
 """What a request may have around the arguments that `max_request_size_bytes` is about."""

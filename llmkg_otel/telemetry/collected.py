@@ -6,10 +6,11 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from llmkg_otel.telemetry.prometheus import PrometheusReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,10 +22,7 @@ __all__ = ["CollectedMetrics", "LatestCallbacks", "Sample", "Samples"]
 
 
 class Sample(NamedTuple):
-    """One value under its Prometheus name and labels; an empty label is none, as in Prometheus.
-
-    The exporter gives all points of a metric the same label names, and those that lack one an empty value.
-    """
+    """One value under its Prometheus name and labels; an empty label is none, as in Prometheus."""
 
     name: str
     labels: Mapping[str, str]
@@ -61,7 +59,7 @@ class CollectedMetrics:
         self._lock = threading.Lock()
         self._provider: SdkMeterProvider | None = None
         self._last: list[Metric] = []
-        self.reader = PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)
+        self.reader = PrometheusReader(self._registry)
 
     def attach(self, provider: MeterProvider) -> bool:
         """Collect from this provider; return False if it is not the SDK's: nothing is collected then."""
@@ -85,7 +83,7 @@ class CollectedMetrics:
     def collect(self) -> Samples:
         """Collect now and return every sample."""
         return Samples(
-            Sample(sample.name, {k: v for k, v in sample.labels.items() if v}, float(sample.value))
+            Sample(sample.name, sample.labels, float(sample.value))
             for family in self._families()
             for sample in family.samples
         )

@@ -32,6 +32,8 @@ FALLBACK_NAME = "llmkg.fallback.name"
 FALLBACK_REASON = "llmkg.fallback.reason"
 DB_SYSTEM = "db.system.name"
 DB_OPERATION = "db.operation.name"
+DB_QUERY_TEXT = "db.query.text"
+DB_RETURNED_ROWS = "db.response.returned_rows"
 CONNECTION_POOL = "db.client.connection.pool.name"
 CONNECTION_STATE = "db.client.connection.state"
 MCP_METHOD = "mcp.method.name"
@@ -40,7 +42,7 @@ OTHER = "_OTHER"
 
 # Closed sets
 BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
-BREAKER_STORAGE_STATES = ("primary", "fallback")
+BREAKER_STORAGE_STATES = ("primary", "slow", "fallback")
 BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
 RATE_LIMIT_RESULTS = ("acquired", "rejected", "failed_open", "failed_closed")
@@ -66,6 +68,7 @@ LIFECYCLE_STATES = (
     "stopped",
 )
 SHUTDOWN_OUTCOMES = ("drained", "cancelled", "refused")
+LOG_DESTINATIONS = ("stderr", "otlp")
 ALERT_STATES = ("inactive", "pending", "firing", "unknown")
 
 # Events (log records with an event name)
@@ -166,7 +169,8 @@ BREAKER_TRANSITIONS = Instrument(
 )
 BREAKER_STORAGE_STATUS = _state(
     "llmkg.circuit_breaker.storage.status",
-    "1 for primary while the store of shared circuits answers, else for fallback; absent if none is shared.",
+    "1 for primary while the store of shared circuits answers, for slow if it did too late, else fallback;"
+    " absent if none is shared.",
     {"state": BREAKER_STORAGE_STATES},
 )
 RETRY_CALLS = Instrument(
@@ -284,6 +288,13 @@ HOOK_ERRORS = Instrument(
     "{error}",
     "Errors inside telemetry itself, kept away from the call.",
     {"hook": None, ERROR_TYPE: None},
+)
+LOGS_DROPPED = Instrument(
+    "llmkg.telemetry.logs.dropped",
+    "ObservableCounter",
+    "{record}",
+    "Log records that a full queue has lost, by where they should have gone.",
+    {"destination": LOG_DESTINATIONS},
 )
 MCP_OPERATION_DURATION = _duration(
     "mcp.server.operation.duration",

@@ -39,9 +39,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from llmkg_otel._threads import in_daemon_thread
+from llmkg_otel.config import MonitoringConfig
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks
-from llmkg_otel.telemetry.logs import LogExport
+from llmkg_otel.telemetry.logs import CountingProcessor, LogExport
+from llmkg_otel.telemetry.recent_logs import RecentLogs
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Telemetry", "bound_exit", "set_up_telemetry"]
 
+DEFAULTS = MonitoringConfig()
 EXIT_SECONDS = 5.0
 """What the providers that were set up here get at exit in a process that has closed no system."""
 
@@ -69,11 +72,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """The providers a system writes to, the metrics it reads back, and its part in exporting logs."""
+    """The providers a system writes to, what it reads back, and its part in exporting logs."""
 
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
     collected: CollectedMetrics
+    recent_logs: RecentLogs
     log_export: LogExport | None = None
 
     def tracer(self) -> Tracer:
@@ -149,7 +153,9 @@ def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> str |
 
 
 def set_up_telemetry(
-    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    monitoring: MonitoringConfig = DEFAULTS,
 ) -> Telemetry:
     """Return the telemetry of a system: the given providers, else the global ones, else new global ones.
 
@@ -174,10 +180,12 @@ def set_up_telemetry(
             "the global meter provider is %s, not the SDK's: /metrics, status and alerts stay empty",
             type(meter_provider).__name__,
         )
-    log_export = LogExport() if _lasting.exports_logs else None
+    redact = monitoring.redact_secrets
+    log_export = LogExport(redact=redact) if _lasting.exports_logs else None
     if log_export is not None:
         logging.getLogger().addHandler(log_export)
-    return Telemetry(tracer_provider, meter_provider, collected, log_export)
+    recent_logs = RecentLogs(monitoring.max_log_entries, redact=redact)
+    return Telemetry(tracer_provider, meter_provider, collected, recent_logs, log_export)
 
 
 def bound_exit() -> None:
@@ -218,7 +226,13 @@ def _set_up_from_variables(signals: Collection[str]) -> None:
     if "metrics" in signals:
         _init_metrics(readers, resource, options)
     if "logs" in signals:
-        _init_logging(logs, resource, setup_logging_handler=False, exporter_args_map=options)
+        _init_logging(
+            logs,
+            resource,
+            setup_logging_handler=False,
+            exporter_args_map=options,
+            export_log_record_processor=CountingProcessor,
+        )
         _lasting.exports_logs = bool(logs)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmkg_otel.errors import (
     CircuitOpenError,
+    FailureReturnedError,
     InvalidInputError,
     LoadShedError,
     OperationTimeoutError,
@@ -36,6 +37,7 @@ _ERRORS = (
     OperationTimeoutError,
     InvalidInputError,
     ResponseTooLargeError,
+    FailureReturnedError,
 )
 _INTRODUCTION = f"""# Telemetry
 
@@ -46,7 +48,7 @@ current. Everything comes from the meter and tracer `{METER_NAME}`, schema {SCHE
 {", ".join(f"`{error.reason}`" for error in _ERRORS)}, `cancelled`,
 or the class of the engine's own exception. An attribute without listed values takes names that the
 configuration or the code bounds; operations past the bound are `{semconv.OTHER}`. This layer writes no user
-id, argument or result to a metric, span or log record.
+id, argument or result to a metric, span or log record, but for the text of queries where you opt in.
 
 Histograms are in seconds, with these bounds as advice, which a View of yours overrides:
 {", ".join(f"{bound:g}" for bound in DURATION_BUCKETS)}."""
@@ -101,8 +103,15 @@ SPANS = (
     Entry(
         "{method}",
         "CLIENT",
-        (semconv.DB_SYSTEM, semconv.DB_OPERATION, semconv.ERROR_TYPE),
-        "An engine operation, by auto-instrumentation.",
+        (
+            semconv.DB_SYSTEM,
+            semconv.DB_OPERATION,
+            semconv.DB_RETURNED_ROWS,
+            semconv.DB_QUERY_TEXT,
+            semconv.ERROR_TYPE,
+        ),
+        "An engine operation, by auto-instrumentation; with LLMKG_PROTECT it also has what a protected "
+        "call's span has. The query's text is there only with `instrumentation.capture_text`.",
     ),
 )
 """The spans that this layer opens."""

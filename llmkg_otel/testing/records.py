@@ -49,13 +49,14 @@ class Point:
     """The latest point of one series: a number, or of a histogram its sum, count and buckets.
 
     `value` is the number or the sum; the others are empty for a number. `bucket_counts` has one more
-    entry than `bounds`: the last one counts what was above all of them.
+    entry than `bounds`: the last one counts what was above all of them. `exemplars` are (value, trace id).
     """
 
     value: float
     count: int = 0
     bounds: tuple[float, ...] = ()
     bucket_counts: tuple[int, ...] = ()
+    exemplars: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ def _points(metric: metrics_pb2.Metric) -> Iterator[tuple[Iterable[KeyValue], Po
                 histogram.count,
                 tuple(histogram.explicit_bounds),
                 tuple(histogram.bucket_counts),
+                tuple((each.as_double, each.trace_id.hex()) for each in histogram.exemplars),
             ),
         )
     for exponential in metric.exponential_histogram.data_points:

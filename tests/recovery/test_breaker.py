@@ -91,7 +91,7 @@ class AskedFleet:
     def opened(self, token: int | None) -> None:
         """Take no note."""
 
-    succeeded = released = opened
+    closed = succeeded = released = opened
 
 
 def test_a_call_that_came_too_early_to_ask_the_fleet_is_no_probe_however_late_it_is_decided() -> None:

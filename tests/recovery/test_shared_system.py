@@ -89,7 +89,7 @@ async def health_of_sharing(system: ProductionSystem) -> str:
 
 def storage_status(telemetry: CapturedTelemetry) -> dict[str, Any]:
     points = telemetry.metric("llmkg.circuit_breaker.storage.status")
-    return {state: points[attributes_key({"state": state})] for state in ("primary", "fallback")}
+    return {state: points[attributes_key({"state": state})] for state in ("primary", "slow", "fallback")}
 
 
 @pytest.mark.usefixtures("_no_pauses")
@@ -103,12 +103,12 @@ async def test_no_call_fails_or_waits_over_50_ms_when_the_store_is_lost_under_lo
     load = Load(shared_system)
     async with shared_system as system:
         assert await health_of_sharing(system) == "pass"
-        assert storage_status(telemetry) == {"primary": 1, "fallback": 0}
+        assert storage_status(telemetry) == {"primary": 1, "slow": 0, "fallback": 0}
         await load.run(0.5)
         getattr(redis_server, trouble)()
         await load.run(1.5)
         assert await health_of_sharing(system) == "warn"
-        assert storage_status(telemetry) == {"primary": 0, "fallback": 1}
+        assert storage_status(telemetry) == {"primary": 0, "slow": 0, "fallback": 1}
         (redis_server.restart if trouble == "kill" else redis_server.resume)()
         shared = system.shared_circuits
         assert shared is not None

@@ -103,8 +103,38 @@ async def test_status_asks_for_the_operator_token_where_there_is_one(ops: Ops) -
     assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
     assert refused.headers["www-authenticate"] == "Bearer"
     assert (await client.get("/status", headers={"authorization": "Bearer wrong"})).status_code == 401
+    assert (await client.get("/alerts")).status_code == 401
+    assert (await client.get("/alerts", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
     assert (await client.get("/status", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
     assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_alerts_are_given_as_prometheus_gives_them(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, system = ops
+    system.engine.error = ConnectionError("no route")
+    await system.health.run_once()
+    for at in (0.0, 60.0):
+        monkeypatch.setattr(system.alerts._loop, "_clock", lambda at=at: at)
+        system.alerts._loop.run_once()
+    answer = (await client.get("/alerts")).json()
+    [alert] = [each for each in answer["data"]["alerts"] if each["labels"]["component"] == "engine"]
+    assert answer["status"] == "success"
+    assert (alert["state"], alert["value"]) == ("firing", "1e+00")
+    assert alert["activeAt"] == "1970-01-01T00:00:00.000Z"
+    assert alert["labels"] == {"alertname": "LlmkgHealthFail", "component": "engine", "severity": "critical"}
+    assert alert["annotations"]["summary"] == "engine is failing"
+    changes = [
+        (each["state"], each["at"]) for each in answer["data"]["history"] if each["labels"] == alert["labels"]
+    ]
+    assert changes == [
+        ("firing", "1970-01-01T00:01:00.000Z"),
+        ("pending", "1970-01-01T00:00:00.000Z"),
+    ]
+    status = (await client.get("/status")).json()["alerts"]
+    assert [(each["alert"], each["state"]) for each in status["active"]] == [
+        (each["labels"]["alertname"], each["state"]) for each in answer["data"]["alerts"]
+    ]
+    assert len(status["history"]) == len(answer["data"]["history"])
 
 
 @pytest.mark.parametrize("ops", [{"ops_host": "0.0.0.0"}], indirect=True)
