@@ -32,8 +32,10 @@ Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def series(exposition: str) -> Series:
     """Return the contract's series; an empty label is none, and who was scraped is Prometheus's to say."""
     return {
-        (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v and k not in {"job", "instance"})):
-        float(sample.value)
+        (
+            sample.name,
+            frozenset((k, v) for k, v in sample.labels.items() if v and k not in {"job", "instance"}),
+        ): float(sample.value)
         for family in text_string_to_metric_families(exposition)
         for sample in family.samples
         if family.name in STEMS or f"{family.name}_total" in STEMS
@@ -41,7 +43,9 @@ def series(exposition: str) -> Series:
 
 
 @pytest.fixture
-def server(tmp_path: Path, collect: Callable[..., Collector]) -> Iterator[tuple[Callable[[], str], Collector]]:
+def server(
+    tmp_path: Path, collect: Callable[..., Collector]
+) -> Iterator[tuple[Callable[[], str], Collector]]:
     """Run a server in trouble that is scraped and also pushes to an agent; return what the scrape gives."""
     with OtlpReceiver(protocol="grpc") as backend:
         agent = collect("agent.yaml", COLLECTOR_UPSTREAM=backend.endpoint)
@@ -103,7 +107,7 @@ def test_exemplars_and_metrics_of_spans_come_through_the_collector(
         return [line for line in open_metrics().splitlines() if line.startswith(start)]
 
     def with_exemplar(start: str) -> list[str]:
-        return [line for line in lines(start) if '# {' in line and "trace_id=" in line]
+        return [line for line in lines(start) if "# {" in line and "trace_id=" in line]
 
     assert wait_until(lambda: with_exemplar("llmkg_operation_duration_seconds_bucket"), "an exemplar")
     spans = wait_until(lambda: lines("traces_span_metrics_duration_seconds_count"), "metrics of spans")

@@ -120,9 +120,7 @@ def _start_prometheus(
     return process
 
 
-def _start_server(
-    directory: Path, mcp_port: int, ops_port: int, agent: Collector
-) -> subprocess.Popen[bytes]:
+def _start_server(directory: Path, mcp_port: int, ops_port: int, agent: Collector) -> subprocess.Popen[bytes]:
     environment = {
         "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "true",
         "OTEL_TRACES_EXPORTER": "otlp",

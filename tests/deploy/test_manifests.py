@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 CONFIG = DEPLOY / "kubernetes" / "config.yaml"
 COMPOSE = DEPLOY / "compose"
+COLLECTOR = REPOSITORY / "collector"
 OPERATORS = {"ServiceMonitor"}  # kinds that Kubernetes itself does not know
 
 
@@ -148,7 +149,7 @@ def test_the_server_starts_with_the_deployments_configuration_and_answers_its_pr
 def test_the_compose_file_is_what_compose_takes(compose: Any) -> None:
     run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml"))
     assert set(compose["services"]) == {
-        *("server", "collector", "prometheus", "alertmanager", "grafana", "redis")
+        *("server", "collector", "gateway", "jaeger", "prometheus", "alertmanager", "grafana", "redis")
     }
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):
@@ -169,8 +170,8 @@ def test_the_compose_services_environment_is_a_configuration_that_fits_its_grace
 
 
 def test_prometheus_and_alertmanager_take_their_files() -> None:
-    assert "SUCCESS" in run("promtool", "check", "config", str(COMPOSE / "prometheus.yaml"))
-    assert "SUCCESS" in run("amtool", "check-config", str(COMPOSE / "alertmanager.yaml"))
+    assert "SUCCESS" in run("promtool", "check", "config", str(COLLECTOR / "prometheus.yaml"))
+    assert "SUCCESS" in run("amtool", "check-config", str(COLLECTOR / "alertmanager.yaml"))
 
 
 def test_the_dockerfile_is_linted_and_ends_in_the_same_entry_point(pod: Any) -> None:

@@ -70,9 +70,7 @@ def configuration(directory: Path, mcp_port: int, ops_port: int) -> ProductionCo
     quick = CircuitBreakerConfig(failure_threshold=4, recovery_timeout=0.5, timeout=0.3)
     return ProductionConfig(
         server=ServerConfig(port=mcp_port, ops_port=ops_port),
-        rate_limiting=RateLimitConfig(
-            per_user=RateLimitRule(requests_per_second=1000), storage_uri=NOBODY
-        ),
+        rate_limiting=RateLimitConfig(per_user=RateLimitRule(requests_per_second=1000), storage_uri=NOBODY),
         retry=RetryConfig(max_retries=1, base_delay_ms=5, max_delay_ms=5),
         circuit_breaker=quick,
         circuit_sharing=CircuitSharingConfig(storage_uri=NOBODY),
@@ -137,9 +135,7 @@ def _calls(system: ProductionSystem) -> list[Any]:
     ]
 
 
-async def _call(
-    system: ProductionSystem, name: str, operation: Callable[[], Any], **options: Any
-) -> None:
+async def _call(system: ProductionSystem, name: str, operation: Callable[[], Any], **options: Any) -> None:
     with suppress(ConnectionError, LlmkgOtelError):
         await system.execute_protected_operation(name, operation, user_id="somebody", **options)
 
