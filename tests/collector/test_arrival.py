@@ -5,18 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
-from support.calls import failing_first
-from support.engines import StubEngine
+from support.sending import PROTOCOLS, Sender, arrived, by_id, sending, words, work
 
-from collector.sending import PROTOCOLS, Sender, arrived, by_id, sending, words
-from llmkg_otel.config import ProductionConfig, RetryConfig, ShutdownConfig
-from llmkg_otel.errors import LlmkgOtelError
-from llmkg_otel.system import ProductionSystem
 from llmkg_otel.testing import OtlpReceiver
 
 if TYPE_CHECKING:
@@ -26,41 +20,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(900)  # the first of them may have to build the Collector
 
-QUICK = {
-    "retry": RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
-    "shutdown": ShutdownConfig(lame_duck_seconds=0),
-}
-
 
 @pytest.fixture
 def backend() -> Iterator[OtlpReceiver]:
     with OtlpReceiver(protocol="grpc") as receiver:
         yield receiver
-
-
-async def work(sender: Sender) -> None:
-    """Let a system succeed, retry, fail, open a circuit and refuse; everything it says is sent."""
-    handler = LoggingHandler(logger_provider=sender.telemetry.logger_provider)
-    logger = logging.getLogger("llmkg_otel")
-    logger.addHandler(handler)
-    system = ProductionSystem(
-        StubEngine(),
-        ProductionConfig(**QUICK),
-        tracer_provider=sender.telemetry.tracer_provider,
-        meter_provider=sender.meter_provider,
-    )
-
-    def fails() -> None:
-        raise ConnectionError
-
-    async with system:
-        for _ in range(20):
-            await system.execute_protected_operation("steady", lambda: None)
-            await system.execute_protected_operation("flaky", failing_first(lambda: None))
-            with suppress(ConnectionError, LlmkgOtelError):
-                await system.execute_protected_operation("doomed", fails)
-        sender.flush()
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

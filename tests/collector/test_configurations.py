@@ -28,6 +28,8 @@ FILES = sorted({path for paths in SETS.values() for path in paths})
 LOADED: dict[str, Any] = {
     path.name if path.parent == CONFIGURATIONS else "here": yaml.safe_load(path.read_text()) for path in FILES
 }
+UNLISTED = {"otlp_grpc", "otlp_http"}
+"""`components` of 0.149 leaves out what also has an older name."""
 KINDS = ("receivers", "processors", "exporters", "connectors", "extensions")
 
 
@@ -47,9 +49,12 @@ def test_the_collector_takes_a_configuration(name: str, binary: str, tmp_path: A
 def test_the_distribution_has_what_the_configurations_use_and_nothing_else(binary: str) -> None:
     done = subprocess.run([binary, "components"], capture_output=True, text=True, check=True)
     built = yaml.safe_load(done.stdout)
+    manifest = yaml.safe_load((CONFIGURATIONS / "builder.yaml").read_text())
     for kind in KINDS:
         used = {key.partition("/")[0] for each in LOADED.values() for key in each.get(kind) or {}}
-        assert {component["name"] for component in built[kind]} == used
+        listed = {component["name"] for component in built[kind]}
+        assert listed == used - UNLISTED
+        assert len(manifest[kind]) == len(used)
 
 
 def test_the_manifest_is_of_one_version() -> None:

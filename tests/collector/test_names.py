@@ -36,7 +36,7 @@ def series(exposition: str) -> Series:
             sample.name,
             frozenset((k, v) for k, v in sample.labels.items() if v and k not in {"job", "instance"}),
         ): float(sample.value)
-        for family in text_string_to_metric_families(exposition)
+        for family in text_string_to_metric_families(exposition)  # type: ignore[no-untyped-call]
         for sample in family.samples
         if family.name in STEMS or f"{family.name}_total" in STEMS
     }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.trace import Status, StatusCode
+from support.sending import arrived, sending
 
-from collector.sending import arrived, sending
 from llmkg_otel.testing import OtlpReceiver
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ HARMLESS = {
 def test_planted_secrets_do_not_leave_the_agent_and_nothing_else_is_touched(
     collect: Callable[..., Collector],
 ) -> None:
-    secret: dict[str, Any] = {key: PLANTED for key in KEYS}
+    secret: dict[str, Any] = dict.fromkeys(KEYS, PLANTED)
     secret |= {f"value.{index}": value for index, value in enumerate(VALUES)}
     secret["process.command_args"] = ("serve", f"--password={PLANTED}")
     with OtlpReceiver(protocol="grpc") as backend:

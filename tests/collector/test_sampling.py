@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry.trace import Status, StatusCode
+from support.sending import Sender, by_id, sending, work
 from support.servers import wait_until
 
-from collector.sending import Sender, by_id, sending
-from collector.test_arrival import work
 from llmkg_otel.testing import OtlpReceiver
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Each query of each dashboard finds what it is about, in a real Prometheus that scraped a server in trouble."""
+"""Each dashboard query finds what it is about, in a real Prometheus that scraped a server in trouble."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.parse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +24,7 @@ from llmkg_otel.testing import OtlpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TROUBLE_SECONDS = 12
 VARIABLES = {
@@ -114,10 +114,9 @@ def _start_prometheus(
     command = [program, f"--config.file={directory / 'prometheus.yaml'}"]
     command += [f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
     with (directory / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*command, "--enable-feature=exemplar-storage"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
-    return process
 
 
 def _start_server(directory: Path, mcp_port: int, ops_port: int, agent: Collector) -> subprocess.Popen[bytes]:

@@ -107,7 +107,7 @@ async def trouble(system: ProductionSystem, engine: FaultyEngine) -> None:
 
 async def linger(system: ProductionSystem) -> None:
     """Have a long call in flight when the shutdown begins, and calls that come too late."""
-    while system.lifecycle.state in ("starting", "serving"):
+    while system.lifecycle.state in ("starting", "serving"):  # noqa: ASYNC110 - it sets no event
         await asyncio.sleep(0.05)
     long = asyncio.create_task(_call(system, "long", lambda: asyncio.sleep(4)))
     while not long.done():
@@ -166,7 +166,7 @@ def _break_a_hook_now_and_then() -> None:
 
 async def ask(system: ProductionSystem, port: int) -> None:
     """Be an MCP client, from when the server listens until the shutdown begins."""
-    while not await _listens(port):
+    while not await _listens(port):  # noqa: ASYNC110 - a port sets no event
         await asyncio.sleep(0.05)
     async with Client(f"http://127.0.0.1:{port}/mcp") as client:
         for number in itertools.takewhile(lambda _: system.lifecycle.state == "serving", itertools.count()):

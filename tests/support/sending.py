@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +16,26 @@ from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc_traces
 from opentelemetry.exporter.otlp.proto.http import _log_exporter as http_logs
 from opentelemetry.exporter.otlp.proto.http import metric_exporter as http_metrics
 from opentelemetry.exporter.otlp.proto.http import trace_exporter as http_traces
-from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from llmkg_otel.config import ProductionConfig, RetryConfig, ShutdownConfig
+from llmkg_otel.errors import LlmkgOtelError
+from llmkg_otel.system import ProductionSystem
 from llmkg_otel.testing import captured_telemetry
 from llmkg_otel.testing.records import decode_logs, decode_points, decode_spans
+from support.calls import failing_first
+from support.engines import StubEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.collector import Collector
-
     from llmkg_otel.testing import CapturedTelemetry, OtlpReceiver
     from llmkg_otel.testing.records import LogEntry, SpanRecord
+    from support.collector import Collector
 
 PROTOCOLS = ("grpc", "http")
 
@@ -113,3 +118,31 @@ def arrived(sender: Sender, backend: OtlpReceiver, seconds: float = 30.0) -> boo
     """Wait until as many spans and log records have arrived, at least, as were sent."""
     spans, logs = len(sender.spans()), len(sender.logs())
     return backend.wait_until(lambda b: len(by_id(b.spans())) >= spans and len(b.logs()) >= logs, seconds)
+
+
+async def work(sender: Sender) -> None:
+    """Let a system succeed, retry, fail, open a circuit and refuse; everything it says is sent."""
+    handler = LoggingHandler(logger_provider=sender.telemetry.logger_provider)
+    logger = logging.getLogger("llmkg_otel")
+    logger.addHandler(handler)
+    system = ProductionSystem(
+        StubEngine(),
+        ProductionConfig(
+            retry=RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
+            shutdown=ShutdownConfig(lame_duck_seconds=0),
+        ),
+        tracer_provider=sender.telemetry.tracer_provider,
+        meter_provider=sender.meter_provider,
+    )
+
+    def fails() -> None:
+        raise ConnectionError
+
+    async with system:
+        for _ in range(20):
+            await system.execute_protected_operation("steady", lambda: None)
+            await system.execute_protected_operation("flaky", failing_first(lambda: None))
+            with contextlib.suppress(ConnectionError, LlmkgOtelError):
+                await system.execute_protected_operation("doomed", fails)
+        sender.flush()
+    logger.removeHandler(handler)
