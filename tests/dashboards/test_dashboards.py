@@ -167,7 +167,7 @@ def test_every_foreign_metric_that_is_declared_is_asked_for() -> None:
 
 def test_a_failed_call_is_the_same_to_the_dashboards_and_to_the_alert() -> None:
     rules = yaml.safe_load((Path(alerting.__file__).parent / "default_rules.yaml").read_text())
-    by_name = {rule["alert"]: rule["expr"] for group in rules["groups"] for rule in group["rules"]}
+    by_name = {rule.get("alert"): rule["expr"] for group in rules["groups"] for rule in group["rules"]}
     assert f"{{error_type{FAILED}}}" in by_name["LlmkgHighErrorRate"]
 
 
