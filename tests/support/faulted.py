@@ -82,7 +82,7 @@ def configuration(directory: Path, mcp_port: int, ops_port: int) -> ProductionCo
         health=HealthCheckConfig(check_interval_seconds=0.3, failure_threshold=1),
         load_shedding=LoadSheddingConfig(mode="on", min_concurrent_operations=2),
         resources=ResourceLimits(max_cpu_percent=100, max_concurrent_operations=8),
-        shutdown=ShutdownConfig(lame_duck_seconds=2, graceful_timeout_seconds=4),
+        shutdown=ShutdownConfig(lame_duck_seconds=2, graceful_timeout_seconds=6),
         operations={
             "limited": OperationConfig(rate_limit=RateLimitRule(requests_per_second=1, burst_capacity=1)),
             "narrow": OperationConfig(max_concurrent=1),
@@ -97,10 +97,19 @@ async def trouble(system: ProductionSystem, engine: FaultyEngine) -> None:
     pool = system.add_connection_pool(
         "graph", object, close=lambda _: None, max_size=1, acquire_timeout=0.02, idle_timeout=0.03
     )
+    moods = itertools.cycle((True, True, False))
+
+    def mood() -> None:
+        if not next(moods):
+            raise ConnectionError
+
+    system.register_health_check("mood", mood)
     _break_a_hook_now_and_then()
     for number in itertools.takewhile(lambda _: not system.closed, itertools.count()):
         engine.switch(on=number % 2 == 0)
         system.resources.observe(ResourceUsage(memory=1e15 if number % 4 == 3 else 1e6))
+        with suppress(LlmkgOtelError):
+            await engine.search("nothing", limit=-1)
         await asyncio.gather(*_calls(system), _borrow(pool, 0.04), _borrow(pool, 0.01), _borrow(pool, 0.05))
         await asyncio.sleep(0.1)
 
@@ -185,7 +194,7 @@ async def _listens(port: int) -> bool:
 
 
 async def main(directory: Path, mcp_port: int, ops_port: int) -> None:
-    logging.disable(logging.WARNING)
+    logging.disable(logging.INFO)
     LLMKGInstrumentor().instrument()
     engine = FaultyEngine(EmbeddedKnowledgeEngine(directory / "k.db"))
     system = create_production_system(engine, configuration(directory, mcp_port, ops_port))
