@@ -46,6 +46,14 @@ class LLMKGInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
+        try:
+            self._begin(**kwargs)
+        except ConfigurationError:
+            if "config" not in kwargs:  # `opentelemetry-instrument` logs it, which may lead nowhere
+                pass
+            raise
+
+    def _begin(self, **kwargs: Any) -> None:
         config = kwargs.get("config") or ProductionConfig.load()
         named = [profile_of(each) for each in config.instrument]
         own = [*config.instrumentation.profiles, *named]
