@@ -61,4 +61,4 @@ def test_operations_have_one_name_each_in_an_engine() -> None:
 )
 def test_a_profile_with_a_mistake_is_an_error_that_names_it(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        Profile(**{"name": "acme", "classes": ("acme:Memory",), **wrong})  # type: ignore[arg-type]
+        Profile(**{"name": "acme", "classes": ("acme:Memory",), **wrong})

@@ -65,6 +65,14 @@ async def test_a_read_is_tried_again_async_sync_and_from_its_first_item() -> Non
         assert len(telemetry.spans("llmkg.attempt")) == 5
 
 
+async def test_a_function_that_returns_an_awaitable_is_protected_where_its_profile_says_async() -> None:
+    methods = {"coroutine": Method(kind="async", write=False)}
+    with instrumented(Profile(name="store", classes=PROFILE.classes, methods=methods), protect=True):
+        assert await Store(failing(2)).coroutine("k") == ["k"]
+    with instrumented(protect=True), pytest.raises(ConnectionError):
+        await Store(failing(2)).coroutine("k")
+
+
 async def test_a_write_is_not_tried_again_unless_it_is_idempotent_or_configured() -> None:
     again = {"store_again": {"retry": {"max_retries": 1, "base_delay_ms": 0, "max_delay_ms": 0}}}
     problem = "not now"

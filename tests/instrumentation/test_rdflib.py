@@ -84,7 +84,7 @@ def test_triples_are_counted_and_a_rest_that_nobody_reads_is_let_go(telemetry: C
 
 @pytest.mark.filterwarnings("ignore:Dataset.default_context:DeprecationWarning")  # rdflib's own
 def test_a_dataset_which_has_methods_of_its_own_is_told_of(telemetry: CapturedTelemetry) -> None:
-    data = Dataset()
+    data: Any = Dataset()
     data.add((EX.s, EX.p, EX.o))
     data.parse(data="<a:a> <b:b> <c:c> .", format="nt")
     data.remove((EX.s, None, None))

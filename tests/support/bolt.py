@@ -18,6 +18,9 @@ MAGIC = bytes.fromhex("6060b017")
 VERSION = bytes((0, 0, 4, 4))
 HELLO, GOODBYE, RESET, RUN, PULL = 0x01, 0x02, 0x0F, 0x10, 0x3F
 SUCCESS, RECORD, IGNORED, FAILURE = 0x70, 0x71, 0x7E, 0x7F
+SIMPLE = {0xC0: None, 0xC2: False, 0xC3: True}
+NUMBERS = {0xC1: ">d", 0xC8: ">b", 0xC9: ">h", 0xCA: ">i", 0xCB: ">q"}
+SIZES = {0: 1, 1: 2, 2: 4}
 FAILING = "FAIL"
 """A query with this word in it fails."""
 
@@ -104,10 +107,6 @@ def _packed(value: Any) -> bytes:
 class _Reader:
     """Unpacks what the driver sends."""
 
-    SIMPLE = {0xC0: None, 0xC2: False, 0xC3: True}
-    NUMBERS = {0xC1: ">d", 0xC8: ">b", 0xC9: ">h", 0xCA: ">i", 0xCB: ">q"}
-    SIZES = {0: 1, 1: 2, 2: 4}
-
     def __init__(self, message: bytes) -> None:
         self._rest = message
 
@@ -120,16 +119,16 @@ class _Reader:
 
     def value(self) -> Any:
         marker = self.byte()
-        if marker in self.SIMPLE:
-            return self.SIMPLE[marker]
-        if marker in self.NUMBERS:
-            kind = self.NUMBERS[marker]
+        if marker in SIMPLE:
+            return SIMPLE[marker]
+        if marker in NUMBERS:
+            kind = NUMBERS[marker]
             return struct.unpack(kind, self._take(struct.calcsize(kind)))[0]
         if marker < 0x80 or marker >= 0xF0:
             return marker if marker < 0x80 else marker - 0x100
         high, low = marker & 0xF0, marker & 0x0F
         if high == 0xD0:  # the size follows: a text, a list or a map
-            size = int.from_bytes(self._take(self.SIZES[low & 3]))
+            size = int.from_bytes(self._take(SIZES[low & 3]))
             high = (0x80, 0x90, 0xA0)[low >> 2]
         else:
             size = low
