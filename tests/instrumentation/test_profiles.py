@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
+from engines_versions import SUPPORTED
+from support.engines_table import HEADER, rows
 from support.engines_venv import BIN, ROOT, needs_engines
 
 from llmkg_otel.engine.profiles import PROFILES, Profile
@@ -40,6 +42,12 @@ def test_the_profiles_of_rdflib_and_neo4j_fit_what_is_installed() -> None:
 @needs_engines
 def test_the_profiles_of_the_engines_fit_what_is_installed() -> None:
     assert look(str(BIN / "python"), ["lightrag", "graphiti"]).count(": fits") == 2
+
+
+def test_the_documentation_has_a_row_for_each_method_that_is_protected_and_the_versions() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text()
+    assert "\n".join([HEADER, *rows()]) in page
+    assert all(f"| {oldest} to {newest} |" in page for _, oldest, newest in SUPPORTED.values())
 
 
 def test_operations_have_one_name_each_in_an_engine() -> None:
