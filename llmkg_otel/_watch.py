@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from contextvars import Context
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "Watches"]
 
 
 class Watch:
@@ -55,3 +56,24 @@ class Watch:
                 call.task.cancel()
         if self._ends:
             self._ring_at(min(self._ends.values()))
+
+
+class Watches:
+    """The watch of each event loop that calls come from; those of closed loops are let go.
+
+    A new one for each call that comes from another loop than the last would leave a timer behind, until
+    the call's time is up.
+    """
+
+    def __init__(self) -> None:
+        self._by_loop: dict[asyncio.AbstractEventLoop, Watch] = {}
+        self._lock = threading.Lock()
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> Watch:
+        """Return a loop's watch. Thread-safe."""
+        with self._lock:
+            if loop not in self._by_loop:
+                for closed in [each for each in self._by_loop if each.is_closed()]:
+                    del self._by_loop[closed]
+                self._by_loop[loop] = Watch(loop)
+            return self._by_loop[loop]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from llmkg_otel import call as current
 from llmkg_otel._bodies import awaitable, is_async, synchronous
-from llmkg_otel._watch import Watch
+from llmkg_otel._watch import Watch, Watches
 from llmkg_otel.errors import CircuitOpenError, InvalidInputError, LlmkgOtelError, OperationTimeoutError
 from llmkg_otel.events import TimeLimitIgnored
 from llmkg_otel.recovery.fallback import fall_back, fall_back_sync
@@ -69,6 +69,7 @@ class Pipeline:
         self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
+        self._watches = Watches()
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
 
@@ -225,7 +226,7 @@ class Pipeline:
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
         loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
         if watch is None or watch.loop is not loop:
-            watch = self._watch = Watch(loop)
+            watch = self._watch = self._watches.of(loop)
         started = time.monotonic()
         watch.start(call, started + seconds)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,9 @@ class LLMKGInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **kwargs: Any) -> None:
         try:
             self._begin(**kwargs)
-        except ConfigurationError:
+        except ConfigurationError as problem:
             if "config" not in kwargs:  # `opentelemetry-instrument` logs it, which may lead nowhere
-                pass
+                sys.stderr.write(f"llmkg-otel: {problem}\n")
             raise
 
     def _begin(self, **kwargs: Any) -> None:

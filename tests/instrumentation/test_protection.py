@@ -290,3 +290,20 @@ def test_only_limits_that_somebody_has_set_refuse_a_call() -> None:
         for _ in range(1000):
             store.fetch("k")
         assert calls(telemetry) == {"store_fetch": 1000}
+
+
+async def test_uninstrumenting_cuts_no_call_short() -> None:
+    released, store = threading.Event(), Store()
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        released.wait()
+
+    store.work = work
+    with instrumented(protect=True, shutdown={"lame_duck_seconds": 0, "graceful_timeout_seconds": 0.01}):
+        late = asyncio.create_task(asyncio.to_thread(lambda: store.fetch("k")))
+        await asyncio.to_thread(started.wait)
+    assert Store().fetch("other") == ["other"]
+    released.set()
+    assert await late == ["k"]

@@ -120,7 +120,7 @@ retry: {base_delay_ms: 0, max_delay_ms: 0, max_retries: 1}
 @pytest.mark.parametrize(
     ("named", "message", "runs"),
     [
-        ("acme_memry:Memory", "no module acme_memry", True),
+        ("acme_memry:Memory", "no module acme_memry; did you mean acme_memory?", True),
         ("acme_memory:Memry", "did you mean Memory?", False),
     ],
 )
@@ -144,3 +144,16 @@ print("over")
 """
     done = run(tmp_path, app, **RETRY)
     assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
+
+
+def test_the_programs_own_exit_handlers_may_still_call_the_engine(tmp_path: Path) -> None:
+    app = """
+import asyncio, atexit
+from acme_memory import Memory
+
+atexit.register(lambda: print(asyncio.run(Memory().recall("the end"))))
+print(asyncio.run(Memory().recall("the beginning")))
+"""
+    done = run(tmp_path, app, **RETRY)
+    assert done.stdout == "all about the beginning\nall about the end\n", done.stderr
+    assert done.stderr == ""
