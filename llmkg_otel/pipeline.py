@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel import call as current
 from llmkg_otel._bodies import check_sync, in_thread, is_async, synchronous
-from llmkg_otel._watch import Watch
+from llmkg_otel._watch import Watch, Watches
 from llmkg_otel.errors import (
     CircuitOpenError,
     EngineCancelledError,
@@ -72,6 +72,7 @@ class Pipeline:
         self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
+        self._watches = Watches(self._tell_of_late)
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
 
@@ -228,7 +229,7 @@ class Pipeline:
     ) -> T:
         started, watch, loop = time.monotonic(), self._watch, task.get_loop()
         if watch is None or watch.loop is not loop:
-            watch = self._watch = Watch(loop, self._tell_of_late)
+            watch = self._watch = self._watches.of(loop)
         if (left := call.deadline - started) <= 0:
             raise OperationTimeoutError(op.name, "deadline", call.timeout)
         seconds = left if left < op.attempt_timeout else op.attempt_timeout  # noqa: FURB136 - 0.1 us a call

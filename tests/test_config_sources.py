@@ -75,8 +75,8 @@ def test_a_section_object_as_an_argument_stands_for_the_whole_section(file: Path
         ("LLMKG_SERVR", "; did you mean LLMKG_SERVER?"),
         ("LLMKG_CONFG", "; did you mean LLMKG_CONFIG?"),
         ("llmkg_config", "; did you mean LLMKG_CONFIG?"),
-        ("LLMKG_PROTECT", ""),
-        ("LLMKG_INSTRUMENT", ""),
+        ("LLMKG_PROTCT", "; did you mean LLMKG_PROTECT?"),
+        ("LLMKG_INSTRUMNT", "; did you mean LLMKG_INSTRUMENT?"),
         ("LLMKG_ZZZZZZZZ", ""),
     ],
 )
