@@ -123,7 +123,7 @@ async def test_a_call_leaves_no_reference_cycle_behind(
 
 
 def test_each_loop_has_one_watch_and_those_of_closed_loops_are_let_go() -> None:
-    watches = Watches()
+    watches = Watches(lambda _call: None)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     assert watches.of(first) is watches.of(first) is not watches.of(second)
     first.close()

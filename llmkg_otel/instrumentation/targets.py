@@ -59,7 +59,7 @@ def _top_level(name: str) -> ModuleSpec | None:
 
 
 def _own_directories() -> list[str]:
-    """Return what the interpreter is about to put on the path: where the program is, or where it was begun."""
+    """Return what the interpreter is about to put on the path: where the program is, or where it began."""
     script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "."
     return [str(Path(script).absolute().parent), str(Path.cwd())]
 
