@@ -30,6 +30,7 @@ from llmkg_otel.status import breaker_status, system_status
 from llmkg_otel.telemetry.exports import ExportWatch
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
+from llmkg_otel.telemetry.quiet import quietly
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class ProductionSystem:
             no_data=self.telemetry.collected.no_data,
             on_told=observer.alert_told,
             failing_trace=observer.failing_trace,
+            quietly=quietly,
         )
         if (close := getattr(engine, "aclose", None)) is not None:
             self._sequence.register("engine", close)  # first to register, so last to close

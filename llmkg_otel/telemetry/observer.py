@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace import (
-    INVALID_SPAN,
     Span,
     SpanContext,
     Status,
@@ -72,13 +71,12 @@ class TelemetryObserver:
             attributes = self._attributes.get(call.operation)
             if attributes is None:
                 attributes = self._attributes[call.operation] = {semconv.OPERATION_NAME: call.operation}
-            span = INVALID_SPAN if call.span_owner else get_current_span()
-            if span.get_span_context().is_valid:
-                span.set_attributes(attributes)
-            else:
+            if call.span_owner or not (span := get_current_span()).get_span_context().is_valid:
                 call.span_owner = True  # nobody else covers the call
                 span = self._tracer.start_span(call.operation)
                 call.scope = otel_context.attach(set_span_in_context(span))
+            else:
+                span.set_attributes(attributes)
             call.span = span
             if call.correlation_id is not None:
                 span.set_attribute(semconv.CORRELATION_ID, call.correlation_id)

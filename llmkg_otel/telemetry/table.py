@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmkg_otel.errors import (
     CircuitOpenError,
+    EngineCancelledError,
     FailureReturnedError,
     InvalidInputError,
     LoadShedError,
@@ -42,6 +43,7 @@ _ERRORS = (
     LoadShedError,
     ShuttingDownError,
     OperationTimeoutError,
+    EngineCancelledError,
     InvalidInputError,
     ResponseTooLargeError,
     FailureReturnedError,
@@ -175,7 +177,7 @@ EVENTS = (
         semconv.TIME_LIMIT_IGNORED,
         "WARN",
         ("operation", "seconds", "returned"),
-        "A sync operation ran past its time limit: it has returned now, or its thread runs on.",
+        "An operation ran past its time limit: it has returned now, or it, or its thread, goes on.",
     ),
     Entry(
         semconv.FALLBACK_FAILED,

@@ -31,8 +31,8 @@ _LONGEST_BODY = 64 * 1024 * 1024
 class OtlpReceiver:
     """Receives traces, metrics and logs, and keeps them in memory.
 
-    A context manager: listens on a spare port of 127.0.0.1 from construction to `close()`, in daemon
-    threads. Every method may be called from any thread. `max_records` bounds spans, log records and
+    A context manager: listens on 127.0.0.1, on `port` or a spare one (0), from construction to `close()`,
+    in daemon threads. Every method may be called from any thread. `max_records` bounds spans, log records and
     series each: the oldest span or record goes first, a new series is refused; `dropped` counts both.
     `keep` decides which spans are kept; None keeps all. Of a metric only the latest point per (name,
     attributes, service.instance.id) is kept, so senders should use cumulative temporality, the SDK's default.
@@ -42,6 +42,7 @@ class OtlpReceiver:
         self,
         *,
         protocol: Literal["http", "grpc"] = "http",
+        port: int = 0,
         max_records: int = 100_000,
         keep: Callable[[SpanRecord], bool] | None = None,
     ) -> None:
@@ -56,12 +57,12 @@ class OtlpReceiver:
         """How many exports have arrived, of "traces", "metrics" and "logs"."""
         self._protocol = protocol
         listen = _listen_http if protocol == "http" else _listen_grpc
-        self._port, self._stop = listen(self._take)
+        self.port, self._stop = listen(self._take, port)
 
     @property
     def endpoint(self) -> str:
         """The value for `OTEL_EXPORTER_OTLP_ENDPOINT`."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """Return the standard variables that make a process export all three signals to here."""
@@ -170,7 +171,7 @@ Listening = tuple[int, Callable[[], None]]
 """The port, and what stops listening."""
 
 
-def _listen_http(take: Take) -> Listening:
+def _listen_http(take: Take, port: int) -> Listening:
     class Endpoint(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             status = self._export()
@@ -199,7 +200,7 @@ def _listen_http(take: Take) -> Listening:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             """Stay quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Endpoint)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="otlp-receiver", daemon=True)
     thread.start()
@@ -222,7 +223,7 @@ _GRPC_METHODS = {
 }
 
 
-def _listen_grpc(take: Take) -> Listening:
+def _listen_grpc(take: Take, port: int) -> Listening:
     import grpc  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415 - HTTP must not need it
 
     class Endpoint(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
@@ -239,11 +240,11 @@ def _listen_grpc(take: Take) -> Listening:
 
     pool = ThreadPoolExecutor(2, "otlp-receiver")
     server = grpc.server(pool, handlers=[Endpoint()])
-    port: int = server.add_insecure_port("127.0.0.1:0")
+    bound: int = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
 
     def stop() -> None:
         server.stop(grace=1.0).wait()
         pool.shutdown()
 
-    return port, stop
+    return bound, stop
