@@ -36,7 +36,7 @@ def add_rules(commands: Any) -> None:
     test = parts.add_parser("test", help="run promtool's unit-test files on the evaluator of this package")
     test.add_argument("files", nargs="+", type=Path, metavar="FILE")
     test.set_defaults(command=_test)
-    export = parts.add_parser("export", help="print the built-in rules as a rule file for Prometheus")
+    export = parts.add_parser("export", help="print the built-in rules and those of `slos` as a rule file")
     export.set_defaults(command=_export)
     for parser in (check, export):
         parser.add_argument("--config", type=Path, metavar="FILE")
@@ -63,9 +63,10 @@ def _add_eval(parts: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from llmkg_otel.alerting.configured import reach_seconds  # noqa: PLC0415
     from llmkg_otel.alerting.rules import load_rules  # noqa: PLC0415 - compiles PromQL: other commands need not
 
-    retention = ProductionConfig.load(options.config).monitoring.metric_retention_seconds
+    retention = reach_seconds(ProductionConfig.load(options.config))
     status = 0
     for path in options.files:
         print("Checking", path, flush=True)

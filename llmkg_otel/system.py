@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
+from llmkg_otel._forks import refuse_in_forks
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call, CallOptions
@@ -108,6 +109,7 @@ class ProductionSystem:
             self.telemetry.collected.collect,
             observer,
             observer.alerts_evaluated,
+            no_data=self.telemetry.collected.no_data,
             on_told=observer.alert_told,
             failing_trace=observer.failing_trace,
             quietly=quietly,
@@ -118,6 +120,7 @@ class ProductionSystem:
         self._started_at = time.monotonic()
         self._version = version("llmkg-otel")  # here: it reads files
         observe(meter, self)
+        refuse_in_forks(self)
 
     async def start(self) -> None:
         """Start the background work, check the components once, and be ready to serve.

@@ -48,16 +48,20 @@ def check_module(name: str) -> None:
             raise ConfigurationError(f"instrument: there is no module {name}; {_told(known, part, there)}")
         spec, known = inner, f"{known}.{part}"
     if spec is None:
-        there = [found.name for found in pkgutil.iter_modules() if not found.name.startswith("_")]
+        there = [found.name for found in pkgutil.iter_modules([*sys.path, *_own_directories()])]
         near = difflib.get_close_matches(first, there, n=1)
         hint = f"did you mean {near[0]}?" if near else "nothing of that name is installed or on the path"
         raise ConfigurationError(f"instrument: there is no module {name}; {hint}")
 
 
 def _top_level(name: str) -> ModuleSpec | None:
+    return importlib.util.find_spec(name) or PathFinder.find_spec(name, _own_directories())
+
+
+def _own_directories() -> list[str]:
+    """Return what the interpreter is about to put on the path: where the program is, or where it began."""
     script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "."
-    own = [str(Path(script).absolute().parent), str(Path.cwd())]
-    return importlib.util.find_spec(name) or PathFinder.find_spec(name, own)
+    return [str(Path(script).absolute().parent), str(Path.cwd())]
 
 
 def named_class(module: ModuleType, name: str) -> type:

@@ -114,7 +114,7 @@ def alertmanager(directory: Path, webhook: str, **route: str) -> Alertmanager:
     return Alertmanager(command, f"http://127.0.0.1:{port}", directory / "log")
 
 
-def prometheus(directory: Path, config: Mapping[str, Any]) -> Daemon:
+def prometheus(directory: Path, config: Mapping[str, Any], *flags: str) -> Daemon:
     """Return one with this configuration that is not started yet."""
     directory.mkdir()
     [port] = spare_ports(1)
@@ -122,5 +122,6 @@ def prometheus(directory: Path, config: Mapping[str, Any]) -> Daemon:
     command = [
         *(_installed("prometheus"), f"--config.file={directory / 'prometheus.yaml'}"),
         *(f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
+        *flags,
     ]
     return Daemon(command, f"http://127.0.0.1:{port}", directory / "log")
