@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from support.prometheus import failures
 
 from llmkg_otel.alerting import configured, exposition
 from llmkg_otel.alerting.rules import load_default_rules, load_rules
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
 
 RULES = Path(__file__).parent / "rules"
 UNIT_TESTS = sorted(path for path in RULES.rglob("*.yaml") if "tests:" in path.read_text())
-ONE_FAILURE = re.compile(r"^ {4}(?:name|alertname|expr|rule): ", re.MULTILINE)
-CAUSE = re.compile(r" err: .*")  # each has its own words
-
-
-def failures(output: str) -> list[str]:
-    """Return the reports of what failed, a blank line or the next report ending each."""
-    text = re.sub(r"\n\s*\n", "\n", output)
-    starts = [found.start() for found in ONE_FAILURE.finditer(text)]
-    if not starts:
-        return []
-    pieces = [text[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    return [CAUSE.sub("", piece) for piece in pieces]
 
 
 def ours(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
