@@ -202,6 +202,12 @@ def test_the_compose_file_is_what_compose_takes(compose: Any) -> None:
             assert source in compose["volumes"] or (COMPOSE / source).exists()
 
 
+def test_grafana_is_given_the_dashboards_where_it_looks_for_them(compose: Any) -> None:
+    (provider,) = yaml.safe_load((COMPOSE / "grafana-dashboards.yaml").read_text())["providers"]
+    mounts = dict(volume.split(":")[:2][::-1] for volume in compose["services"]["grafana"]["volumes"])
+    assert list((COMPOSE / mounts[provider["options"]["path"]]).glob("*.json"))
+
+
 def test_the_compose_services_environment_is_a_configuration_that_fits_its_grace_period(
     compose: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
