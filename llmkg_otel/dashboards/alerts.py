@@ -20,7 +20,7 @@ NOW = Row(
     (
         Panel(
             "Firing",
-            "Alerts that fire.",
+            "Alerts whose condition has held for long enough: act on these.",
             (Query(_count("firing")),),
             kind="stat",
             width=4,

@@ -125,7 +125,8 @@ SHUTDOWN = Row(
         ),
         Panel(
             "Calls that met a shutdown",
-            "Calls that were in flight or came then, by what became of them: cancelled ones lost their work.",
+            "Calls that were in flight or came then, by what became of them: cancelled ones lost their work. "
+            "Counted at the very end, so only what is pushed has them.",
             (
                 Query(
                     total(semconv.SHUTDOWN_OPERATIONS, "outcome"),

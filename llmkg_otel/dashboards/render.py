@@ -39,6 +39,7 @@ COLOURS = {
     AMBER: (
         "half_open",
         "fallback",
+        "slow",
         "warn",
         "pending",
         "degrading",

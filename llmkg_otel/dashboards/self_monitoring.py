@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmkg_otel.dashboards.model import Board, Panel, Query, Row
-from llmkg_otel.dashboards.promql import select
+from llmkg_otel.dashboards.promql import rate, select
 from llmkg_otel.telemetry import semconv
 
 if TYPE_CHECKING:
@@ -94,6 +94,21 @@ HERE = Row(
                     quiet="no hook has ever failed",
                 ),
             ),
+            width=6,
+            thresholds=LOST,
+        ),
+        Panel(
+            "Log records lost",
+            "Log records a second that a full queue has lost, by where they should have gone. "
+            "LlmkgTelemetryDropped fires on them.",
+            (
+                Query(
+                    rate(semconv.LOGS_DROPPED, "instance, destination"),
+                    "{{destination}} {{instance}}",
+                ),
+            ),
+            unit="cps",
+            width=6,
             thresholds=LOST,
         ),
         Panel(
@@ -108,6 +123,7 @@ HERE = Row(
                 )
                 for signal in ("span", "log")
             ),
+            width=6,
             thresholds=((None, "transparent"), (2048, "red")),
         ),
         Panel(
@@ -121,6 +137,7 @@ HERE = Row(
                 'instance=~"$instance",error_type!=""',
             ),
             unit="cps",
+            width=6,
             thresholds=LOST,
         ),
         Panel(

@@ -33,6 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 CONFIG = DEPLOY / "kubernetes" / "config.yaml"
 COMPOSE = DEPLOY / "compose"
+COLLECTOR = REPOSITORY / "collector"
 OPERATORS = {"ServiceMonitor"}  # kinds that Kubernetes itself does not know
 
 
@@ -194,18 +195,12 @@ def test_the_compose_file_is_what_compose_takes(compose: Any) -> None:
     schema = ("--builtin-schema", "vendor.compose-spec")
     run(sys.executable, "-m", "check_jsonschema", *schema, str(COMPOSE / "compose.yaml"))
     assert set(compose["services"]) == {
-        *("server", "collector", "prometheus", "alertmanager", "grafana", "redis")
+        *("server", "collector", "gateway", "jaeger", "prometheus", "alertmanager", "grafana", "redis")
     }
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
             assert source in compose["volumes"] or (COMPOSE / source).exists()
-
-
-def test_grafana_is_given_the_dashboards_where_it_looks_for_them(compose: Any) -> None:
-    (provider,) = yaml.safe_load((COMPOSE / "grafana-dashboards.yaml").read_text())["providers"]
-    mounts = dict(volume.split(":")[:2][::-1] for volume in compose["services"]["grafana"]["volumes"])
-    assert list((COMPOSE / mounts[provider["options"]["path"]]).glob("*.json"))
 
 
 def test_the_compose_services_environment_is_a_configuration_that_fits_its_grace_period(
@@ -221,8 +216,8 @@ def test_the_compose_services_environment_is_a_configuration_that_fits_its_grace
 
 
 def test_prometheus_and_alertmanager_take_their_files() -> None:
-    assert "SUCCESS" in run("promtool", "check", "config", str(COMPOSE / "prometheus.yaml"))
-    assert "SUCCESS" in run("amtool", "check-config", str(COMPOSE / "alertmanager.yaml"))
+    assert "SUCCESS" in run("promtool", "check", "config", str(COLLECTOR / "prometheus.yaml"))
+    assert "SUCCESS" in run("amtool", "check-config", str(COLLECTOR / "alertmanager.yaml"))
 
 
 def test_haproxy_takes_its_example(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,14 @@ def test_one_probe_at_a_time_for_the_whole_fleet_and_its_success_closes_every_ci
     one.fail()
     other.becomes("open")
     probe = one.probe_in_time()
+    wait_until(lambda: other.breaker.retry_after == 0, "the recovery timeout there too")
     with pytest.raises(CircuitOpenError) as caught:
         other.breaker.admit_sync()
     assert caught.value.retry_after == pytest.approx(10, abs=1)  # the lease, as long as an attempt may take
+    other.breaker._circuit.usual.note(0.2, 0.0)
+    with pytest.raises(CircuitOpenError) as caught:
+        other.breaker.admit_sync()
+    assert caught.value.retry_after == 0.2  # what the probe should take
     one.breaker.succeeded(probe, first=True)
     other.becomes("closed")
     one.becomes("closed")
@@ -382,6 +387,7 @@ class TestWithoutTheStore:
         one.is_in("fallback")
         other.is_in("fallback")
         one.breaker.succeeded(wait_until(one.probe, "a probe of its own"), first=True)
+        one.line._last = "close", time.monotonic() - 1  # more than what exchanges may differ by
         other.breaker.force_close()
         other.fail()
         redis_server.restart()

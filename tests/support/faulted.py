@@ -41,6 +41,7 @@ from llmkg_otel.demo.faults import FaultyEngine
 from llmkg_otel.errors import LlmkgOtelError
 from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.server.serve import serve
+from llmkg_otel.telemetry.semconv import METER_NAME
 from support.calls import failing_first
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ def configuration(directory: Path, mcp_port: int, ops_port: int) -> ProductionCo
     quick = CircuitBreakerConfig(failure_threshold=4, recovery_timeout=0.5, timeout=0.3)
     return ProductionConfig(
         server=ServerConfig(port=mcp_port, ops_port=ops_port),
-        rate_limiting=RateLimitConfig(
-            per_user=RateLimitRule(requests_per_second=1000), storage_uri=NOBODY
-        ),
+        rate_limiting=RateLimitConfig(per_user=RateLimitRule(requests_per_second=1000), storage_uri=NOBODY),
         retry=RetryConfig(max_retries=1, base_delay_ms=5, max_delay_ms=5),
         circuit_breaker=quick,
         circuit_sharing=CircuitSharingConfig(storage_uri=NOBODY),
@@ -83,25 +82,45 @@ def configuration(directory: Path, mcp_port: int, ops_port: int) -> ProductionCo
         health=HealthCheckConfig(check_interval_seconds=0.3, failure_threshold=1),
         load_shedding=LoadSheddingConfig(mode="on", min_concurrent_operations=2),
         resources=ResourceLimits(max_cpu_percent=100, max_concurrent_operations=8),
-        shutdown=ShutdownConfig(lame_duck_seconds=2, graceful_timeout_seconds=4),
+        shutdown=ShutdownConfig(lame_duck_seconds=2, graceful_timeout_seconds=6),
         operations={
             "limited": OperationConfig(rate_limit=RateLimitRule(requests_per_second=1, burst_capacity=1)),
             "narrow": OperationConfig(max_concurrent=1),
             "overdue": OperationConfig(timeout=0.1),
+            "long": OperationConfig(circuit_breaker=CircuitBreakerConfig(timeout=9), criticality="critical"),
         },
     )
 
 
 async def trouble(system: ProductionSystem, engine: FaultyEngine) -> None:
-    """Make one round of trouble after the other, until cancelled."""
+    """Make one round of trouble after the other, until the shutdown is over."""
     pool = system.add_connection_pool(
         "graph", object, close=lambda _: None, max_size=1, acquire_timeout=0.02, idle_timeout=0.03
     )
+    moods = itertools.cycle((True, True, False))
+
+    def mood() -> None:
+        if not next(moods):
+            raise ConnectionError
+
+    system.register_health_check("mood", mood)
     _break_a_hook_now_and_then()
-    for number in itertools.count():
+    for number in itertools.takewhile(lambda _: not system.closed, itertools.count()):
         engine.switch(on=number % 2 == 0)
         system.resources.observe(ResourceUsage(memory=1e15 if number % 4 == 3 else 1e6))
+        with suppress(LlmkgOtelError):
+            await engine.search("nothing", limit=-1)
         await asyncio.gather(*_calls(system), _borrow(pool, 0.04), _borrow(pool, 0.01), _borrow(pool, 0.05))
+        await asyncio.sleep(0.1)
+
+
+async def linger(system: ProductionSystem) -> None:
+    """Have a long call in flight when the shutdown begins, and calls that come too late."""
+    while system.lifecycle.state in ("starting", "serving"):  # noqa: ASYNC110 - it sets no event
+        await asyncio.sleep(0.05)
+    long = asyncio.create_task(_call(system, "long", lambda: asyncio.sleep(4)))
+    while not long.done():
+        await _call(system, "late", lambda: None)
         await asyncio.sleep(0.1)
 
 
@@ -125,9 +144,7 @@ def _calls(system: ProductionSystem) -> list[Any]:
     ]
 
 
-async def _call(
-    system: ProductionSystem, name: str, operation: Callable[[], Any], **options: Any
-) -> None:
+async def _call(system: ProductionSystem, name: str, operation: Callable[[], Any], **options: Any) -> None:
     with suppress(ConnectionError, LlmkgOtelError):
         await system.execute_protected_operation(name, operation, user_id="somebody", **options)
 
@@ -141,8 +158,8 @@ async def _borrow(pool: Any, seconds: float) -> None:
 def _break_a_hook_now_and_then() -> None:
     numbers = itertools.count()
 
-    def on_end(_span: object) -> None:
-        if next(numbers) % 50 == 0:
+    def on_end(span: Any) -> None:
+        if span.instrumentation_scope.name == METER_NAME and next(numbers) % 50 == 0:
             raise OSError("an exporter's own")
 
     broken: Any = SimpleNamespace(
@@ -156,33 +173,36 @@ def _break_a_hook_now_and_then() -> None:
     provider.add_span_processor(broken)
 
 
-async def ask(url: str) -> None:
-    """Be an MCP client, until cancelled."""
-    while True:
-        with suppress(Exception):  # the server is not there yet, or not any more
-            async with Client(url) as client:
-                for number in itertools.count():
-                    fact = {"subject": f"s{number}", "predicate": "p", "object": "o"}
-                    await client.call_tool("store_fact", fact, raise_on_error=False)
-                    await client.call_tool("no_such_tool", {}, raise_on_error=False)
-                    await asyncio.sleep(0.05)
-        await asyncio.sleep(0.1)
+async def ask(system: ProductionSystem, port: int) -> None:
+    """Be an MCP client, from when the server listens until the shutdown begins."""
+    while not await _listens(port):  # noqa: ASYNC110 - a port sets no event
+        await asyncio.sleep(0.05)
+    async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+        for number in itertools.takewhile(lambda _: system.lifecycle.state == "serving", itertools.count()):
+            await client.call_tool("store_fact", {"subject": f"s{number}", "predicate": "p", "object": "o"})
+            await client.call_tool("no_such_tool", {})
+            await asyncio.sleep(0.05)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def main(directory: Path, mcp_port: int, ops_port: int) -> None:
-    logging.disable(logging.WARNING)
+    logging.disable(logging.INFO)
     LLMKGInstrumentor().instrument()
     engine = FaultyEngine(EmbeddedKnowledgeEngine(directory / "k.db"))
     system = create_production_system(engine, configuration(directory, mcp_port, ops_port))
-    tasks = [
-        asyncio.create_task(trouble(system, engine)),
-        asyncio.create_task(ask(f"http://127.0.0.1:{mcp_port}/mcp")),
-    ]
-    await serve(system)
-    for task in tasks:
-        task.cancel()
-    ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(each, asyncio.CancelledError) for each in ended), ended
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(trouble(system, engine))
+        tasks.create_task(linger(system))
+        tasks.create_task(ask(system, mcp_port))
+        await serve(system)
 
 
 if __name__ == "__main__":
