@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup services demo test lint types bench docs clean
+.PHONY: help setup services collector dashboards demo test lint types bench docs clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -14,6 +14,12 @@ $(BIN)/.ready: pyproject.toml uv.lock scripts/setup.sh
 
 services: setup ## install the servers that tests talk to, where root or sudo allows it
 	@scripts/services.sh
+
+collector: ## build the slim OpenTelemetry Collector of collector/, once; needs Go; prints where it is
+	@scripts/collector.sh
+
+dashboards: setup ## write the Grafana dashboards that come from the code
+	@$(BIN)/llmkg-otel dashboards build
 
 demo: setup ## run the real server under load and faults, and check that the books balance
 	@$(BIN)/llmkg-otel demo $(ARGS)

@@ -9,6 +9,7 @@ __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
     "EngineCancelledError",
+    "FailureReturnedError",
     "InvalidInputError",
     "LlmkgOtelError",
     "LoadShedError",
@@ -162,6 +163,20 @@ class InvalidInputError(LlmkgOtelError, ValueError):
     """The caller's argument is wrong: never retried, and never held against the engine."""
 
     reason = "invalid_input"
+
+
+class FailureReturnedError(LlmkgOtelError):
+    """An engine returned what stands for a failure (`Method.failures`); its callers get that, not this.
+
+    Attribute: `result`, what it returned.
+    """
+
+    reason = "failure_returned"
+    blames_engine = True
+
+    def __init__(self, operation: str, result: object) -> None:
+        super().__init__(f"{operation} returned what stands for a failure")
+        self.result = result
 
 
 class ResponseTooLargeError(LlmkgOtelError):

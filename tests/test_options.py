@@ -13,7 +13,7 @@ from support.servers import Servers, http_get
 
 import llmkg_otel
 from llmkg_otel._config_sources import Section
-from llmkg_otel.config import NotifyConfig, OperationConfig, ProductionConfig, RateLimitRule
+from llmkg_otel.config import NotifyConfig, OperationConfig, ProductionConfig, RateLimitRule, SloConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ SECTIONS: dict[str, type[Section]] = {
     "notify": NotifyConfig,
     "operations": OperationConfig,
     "per_user": RateLimitRule,
+    "slos": SloConfig,
 }
 OPTIONS = [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
 NAMES = [name for _, name in OPTIONS]
