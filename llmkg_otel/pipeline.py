@@ -318,16 +318,14 @@ class Pipeline:
     ) -> None:
         """Let the breaker know of a failed attempt, which was cancelled after some seconds (0: was not)."""
         call.attempt_seconds = time.monotonic() - started
-        blames = self._blames_engine(error, call)
         if cut_after:
             # Waits of ours, for a permit or before a retry, are no fault of the engine's either.
             call.hurried = cut_after < op.breaker.patience(min(op.attempt_timeout, op.timeout))
-            blames = not call.hurried and self._blames_engine(error, call)
             if isinstance(error, OperationTimeoutError):
                 self._learn(op, call, started)
             else:
                 self._tell_of_late(call, returned=True)
-        if blames:
+        if self._blames_engine(error, call) and not (cut_after and call.hurried):
             op.breaker.failed(ticket, cast("Exception", error), started=started)
         else:
             op.breaker.ignored(ticket)
