@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup services engines demo test lint types bench docs clean
+.PHONY: help setup services collector dashboards engines demo test lint types bench docs clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -14,6 +14,12 @@ $(BIN)/.ready: pyproject.toml uv.lock scripts/setup.sh
 
 services: setup ## install the servers that tests talk to, where root or sudo allows it
 	@scripts/services.sh
+
+collector: ## build the slim OpenTelemetry Collector of collector/, once; needs Go; prints where it is
+	@scripts/collector.sh
+
+dashboards: setup ## write the Grafana dashboards that come from the code
+	@$(BIN)/llmkg-otel dashboards build
 
 engines: setup .venv-engines/.ready ## create .venv-engines: the knowledge engines that tests run, locked too
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
+    "EngineCancelledError",
     "FailureReturnedError",
     "InvalidInputError",
     "LlmkgOtelError",
@@ -135,6 +136,21 @@ class OperationTimeoutError(LlmkgOtelError, TimeoutError):
             "limit": f"{self.seconds:g}s",
             "retry_after_ms": None,
         }
+
+
+class EngineCancelledError(LlmkgOtelError):
+    """The operation was cancelled from within, while nobody had cancelled its caller; outcome unknown.
+
+    asyncio says both with CancelledError. Passed on, it would end the caller's task as if that had been
+    cancelled, and a TaskGroup would take no note of it; the engine's own is this error's `__cause__`.
+    """
+
+    reason = "engine_cancelled"
+    blames_engine = True
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"{operation} was cancelled from within; nobody had cancelled its caller")
+        self.operation = operation
 
 
 class ConfigurationError(LlmkgOtelError, ValueError):

@@ -218,10 +218,10 @@ def test_describe_tells_value_and_origin_of_every_option(
     monkeypatch.setenv("LLMKG_SERVER__OPERATOR_TOKEN", SECRET)
     arguments = {"health": {"history_size": 7}}
     rows = describe(ProductionConfig.load(toml, **arguments), toml, arguments)
-    several = ("alerting.notify.", "operations.", "auth_tokens.", "rate_limiting.per_user.")
+    several = ("alerting.notify.", "operations.", "slos.", "auth_tokens.", "rate_limiting.per_user.")
     options = [path for path in LEAVES if not path.startswith(several)]
     assert sorted(path for path, _, _ in rows) == sorted(
-        [*options, "alerting.notify", "operations", "auth_tokens.a", "rate_limiting.per_user"]
+        [*options, "alerting.notify", "operations", "slos", "auth_tokens.a", "rate_limiting.per_user"]
     )
     assert [row for row in rows if row[2] != "default"] == [
         ("rate_limiting.requests_per_second", "9.0", "environment"),

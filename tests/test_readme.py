@@ -17,9 +17,7 @@ from llmkg_otel.telemetry.semconv import INSTRUMENTS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    ROOT / "docs" / "guide.md",
-    ROOT / "docs" / "recovery.md",
-    ROOT / "docs" / "engines.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("guide", "recovery", "alerting", "engines")),
 ]
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
