@@ -128,8 +128,12 @@ class _Running:
             self._loop.call_soon_threadsafe(function)
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except RuntimeError:  # Python 3.12 starts no threads at exit, where a start may still be going on
+            if threading.main_thread().is_alive():
+                raise
 
     async def _serve(self) -> None:
         async with self.system:
