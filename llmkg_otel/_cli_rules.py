@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import time
 import urllib.request
-from datetime import datetime
+from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.errors import ConfigurationError
@@ -22,6 +23,7 @@ __all__ = ["add_rules"]
 
 _PAGE_BYTES = 64 * 2**20
 _TIMEOUT_SECONDS = 10.0
+_LONGEST_PAUSE = 86_400
 
 
 def add_rules(commands: Any) -> None:
@@ -34,7 +36,7 @@ def add_rules(commands: Any) -> None:
     test = parts.add_parser("test", help="run promtool's unit-test files on the evaluator of this package")
     test.add_argument("files", nargs="+", type=Path, metavar="FILE")
     test.set_defaults(command=_test)
-    export = parts.add_parser("export", help="print the built-in rules as a rule file for Prometheus")
+    export = parts.add_parser("export", help="print the built-in rules and those of `slos` as a rule file")
     export.set_defaults(command=_export)
     for parser in (check, export):
         parser.add_argument("--config", type=Path, metavar="FILE")
@@ -56,14 +58,15 @@ def _add_eval(parts: Any) -> None:
         help="snapshot: evaluate then, and what has no time of its own is of then; seconds or RFC 3339",
     )
     parser.add_argument("--scrapes", type=_count, default=1, metavar="N", help="url: scrape so often (1)")
-    parser.add_argument("--every", type=float, default=15.0, metavar="S", help="url: seconds between (15)")
+    parser.add_argument("--every", type=_seconds, default=15.0, metavar="S", help="url: seconds between (15)")
     parser.set_defaults(command=_eval, parser=parser)
 
 
 def _check(options: argparse.Namespace) -> int:
+    from llmkg_otel.alerting.configured import reach_seconds  # noqa: PLC0415
     from llmkg_otel.alerting.rules import load_rules  # noqa: PLC0415 - compiles PromQL: other commands need not
 
-    retention = ProductionConfig.load(options.config).monitoring.metric_retention_seconds
+    retention = reach_seconds(ProductionConfig.load(options.config))
     status = 0
     for path in options.files:
         print("Checking", path, flush=True)
@@ -115,13 +118,15 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    from llmkg_otel.alerting import exposition  # noqa: PLC0415
     from llmkg_otel.alerting.printed import show_metric, show_number  # noqa: PLC0415
     from llmkg_otel.alerting.promql import EvaluationError, Expression  # noqa: PLC0415
     from llmkg_otel.alerting.samples import SampleStore  # noqa: PLC0415
 
     if options.time is not None and options.url is not None:
         options.parser.error("--time is for --snapshot: what is scraped is of now")
-    store = SampleStore(retention_seconds=1e10, max_points=1_000_000)
+    most = exposition.MAX_SAMPLES * options.scrapes
+    store = SampleStore(retention_seconds=1e10, max_points=1_000_000, max_series=most)
     try:
         expression = Expression(options.expression)
         at = _scrape(store, options) if options.url is not None else _read(store, options)
@@ -147,33 +152,53 @@ def _read(store: SampleStore, options: argparse.Namespace) -> float:
 def _scrape(store: SampleStore, options: argparse.Namespace) -> float:
     from llmkg_otel.alerting.exposition import append_exposition  # noqa: PLC0415
 
-    parts = urlsplit(options.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    found = re.fullmatch(r"(https?://[^/?#\s]+)(/[^?#\s]+)?/?(\?\S*)?", options.url)
+    if found is None:
         raise ConfigurationError("--url must begin with http:// or https:// and a host")
-    url = parts._replace(path=parts.path.rstrip("/") or "/metrics").geturl()
+    url = found[1] + (found[2] or "/metrics").rstrip("/") + (found[3] or "")
     at = 0.0
     for number in range(options.scrapes):
         if number:
             time.sleep(options.every)
-        now = time.time()
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - checked above
-            body = response.read(_PAGE_BYTES + 1)
-        if len(body) > _PAGE_BYTES:
-            raise ConfigurationError(f"{url}: the page has more than {_PAGE_BYTES:,} bytes")
-        append_exposition(store, body.decode("utf-8", "replace"), now, now=now, name=url)
-        at = now
+        at = time.time()
+        append_exposition(store, _page(url), at, now=at, name=url)
     return at
 
 
+def _page(url: str) -> str:
+    """Return what is there; OSError says why it cannot be read."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - checked above
+            body = response.read(_PAGE_BYTES + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(f"{url}: cannot be read: {' '.join(str(error).split())}") from None
+    if len(body) > _PAGE_BYTES:
+        raise ConfigurationError(f"{url}: the page has more than {_PAGE_BYTES:,} bytes")
+    return str(body, "utf-8", "replace")
+
+
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 1 up")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= _LONGEST_PAUSE:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be seconds from 0 to {_LONGEST_PAUSE}")
+    return seconds
 
 
 def _time(text: str) -> float:
     try:
-        return float(text)
-    except ValueError:
+        return datetime.fromtimestamp(float(text), UTC).timestamp()
+    except (ValueError, OverflowError, OSError):
+        pass
+    try:
         return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be seconds since 1970, or RFC 3339") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from contextvars import Context
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "Watches"]
 
 
 GRACE_SECONDS = 1.0
@@ -73,3 +74,25 @@ class Watch:
     def _look_again(self, call: Call, end: float) -> None:
         if self._late.get(call) == end:  # else it has ended, and may be in another attempt
             self._ignored(call)
+
+
+class Watches:
+    """The watch of each event loop that calls come from; those of closed loops are let go.
+
+    A new one for each call that comes from another loop than the last would leave a timer behind, until
+    the call's time is up.
+    """
+
+    def __init__(self, ignored: Callable[[Call], None]) -> None:
+        self._ignored = ignored
+        self._by_loop: dict[asyncio.AbstractEventLoop, Watch] = {}
+        self._lock = threading.Lock()
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> Watch:
+        """Return a loop's watch. Thread-safe."""
+        with self._lock:
+            if loop not in self._by_loop:
+                for closed in [each for each in self._by_loop if each.is_closed()]:
+                    del self._by_loop[closed]
+                self._by_loop[loop] = Watch(loop, self._ignored)
+            return self._by_loop[loop]

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from llmkg_otel._config_instrumentation import InstrumentationConfig, Targets
 from llmkg_otel._config_notify import NotifyConfig
 from llmkg_otel._config_rates import RateLimitConfig, RateLimitRule, RateLimitRules
+from llmkg_otel._config_slo import SloConfig, Slos
 from llmkg_otel._config_sources import CheckedModelMeta, Section, file_source, ordered_sources
 from llmkg_otel._config_types import (
     Count,
@@ -52,6 +53,7 @@ __all__ = [
     "Section",
     "ServerConfig",
     "ShutdownConfig",
+    "SloConfig",
 ]
 
 
@@ -347,6 +349,7 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     operations: dict[str, OperationConfig] = Field(default_factory=dict)
+    slos: Slos = Field(default_factory=dict)
     instrumentation: InstrumentationConfig = InstrumentationConfig()
     instrument: Targets = ()
     protect: bool = False

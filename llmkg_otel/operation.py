@@ -42,7 +42,10 @@ _log = logging.getLogger(__name__)
 class Operation:
     """The policies of one operation. Reconfiguring keeps their state: counts, circuit, permits in use.
 
-    `abandoned` are the outcomes of threads whose calls have ended without them.
+    `pools` are those a call needs a permit of, and `levels` the rate limits it has to pass; a call within
+    another was admitted with it, and only meets what bounds its own operation: `pools_within`,
+    `levels_within` (None: nothing). `abandoned` are the outcomes of threads whose calls have ended without
+    them.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Operation:
         self.levels = rates.levels(name, rules_of(config.rate_limit))
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
-        self._own_pools: tuple[PermitPool, ...] = ()
+        self.pools_within: tuple[PermitPool, ...] = ()
         self._permits = permits
         self._rates = rates
         self._observer = observer
@@ -90,14 +93,11 @@ class Operation:
         self.levels_within = self.levels.within(self.name) if rules else None
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
-    def pools_of(self, call: Call) -> tuple[PermitPool, ...]:
-        """Return the pools a call needs a permit of; within a call the common one is had already."""
-        return self._own_pools if call.nested else self.pools
-
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
-        if not call.left_a_thread:
-            _release(pools)
+        if not (call.threads and call.left_a_thread):
+            for pool in pools:
+                pool.release()
             return
         left = [thread for thread in call.threads if not thread.done()]
         for thread in left:
@@ -109,13 +109,13 @@ class Operation:
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
         if limit is None:
             self.bulkhead = None
-            self._own_pools = ()
+            self.pools_within = ()
         elif self.bulkhead is None:
             self.bulkhead = PermitPool(self.name, limit, max_queued, self._observer)
-            self._own_pools = (self.bulkhead,)
+            self.pools_within = (self.bulkhead,)
         else:
             self.bulkhead.resize(limit)
-        self.pools = (*self._own_pools, self._permits)
+        self.pools = (*self.pools_within, self._permits)
 
 
 def _release(pools: tuple[PermitPool, ...]) -> None:
@@ -178,6 +178,12 @@ class Operations:
         if operation.name != name:
             raise ConfigurationError(
                 f"operation {name!r}: {MAX_OPERATIONS} operations exist already, it shares those of {OTHER}"
+            )
+        configured = self._config.operations.get(name, OperationConfig()).fallbacks
+        if "fallbacks" in config.model_fields_set and config.fallbacks != configured:
+            raise ConfigurationError(
+                f"operations.{name}.fallbacks = {config.fallbacks!r}: is read at the start, where it is"
+                f" {configured!r}; set it in the configuration of the system"
             )
         operation.configure(config, self._config)
 

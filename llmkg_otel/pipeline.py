@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel import call as current
-from llmkg_otel._bodies import awaitable, is_async, synchronous
-from llmkg_otel._watch import Watch
+from llmkg_otel._bodies import check_sync, in_thread, is_async, synchronous
+from llmkg_otel._watch import Watch, Watches
 from llmkg_otel.errors import (
     CircuitOpenError,
     EngineCancelledError,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
-    from llmkg_otel.limiting.pending import Pending
     from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
@@ -73,6 +72,7 @@ class Pipeline:
         self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
+        self._watches = Watches(self._tell_of_late)
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
 
@@ -83,17 +83,21 @@ class Pipeline:
 
         `ladder` names what may answer instead when the engine fails, in order.
         """
-        target = awaitable(call, body)
-        call.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
+        target = body if is_async(body) else in_thread(call, body)
+        call.task = task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - whoever awaits is in one; a cast would be a call
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools_of(call), 0
+            pools, held = op.pools_within if call.nested else op.pools, 0
             try:
-                if (pending := self._admit(op, call)) is not None:
-                    await pending.settle()
+                levels = op.levels_within if call.nested else op.levels
+                if levels is not None:
+                    pending = self._rates.check(op.name, levels, call.user_id, call.started, call.cost)
+                    if pending is not None:
+                        await pending.settle()
                 if not call.nested:
                     self._resources.check(op.name)
                 for pool in pools:
@@ -127,19 +131,19 @@ class Pipeline:
         self, op: Operation, call: Call, body: Callable[[], T], ladder: Ladder[T] | None = None
     ) -> T:
         """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
-        if is_async(body):
-            raise InvalidInputError(
-                f"{op.name}: an async operation needs `await execute_protected_operation`"
-            )
+        check_sync(op.name, body, ladder or {})
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools_of(call), 0
+            pools, held = op.pools_within if call.nested else op.pools, 0
             try:
-                if (pending := self._admit(op, call)) is not None:
-                    pending.settle_sync()
+                levels = op.levels_within if call.nested else op.levels
+                if levels is not None:
+                    pending = self._rates.check(op.name, levels, call.user_id, call.started, call.cost)
+                    if pending is not None:
+                        pending.settle_sync()
                 if not call.nested:
                     self._resources.check(op.name)
                 for pool in pools:
@@ -167,13 +171,6 @@ class Pipeline:
             self._observer.call_ended(call, error)
             current.leave(token)
             error = None  # it refers to this frame, which would refer to it
-
-    def _admit(self, op: Operation, call: Call) -> Pending | None:
-        """Ask the rate limits: all once for a chain of calls, an operation's own for each of its calls."""
-        levels = op.levels_within if call.nested else op.levels
-        if levels is None:
-            return None
-        return self._rates.check(op.name, levels, call.user_id, call.started, call.cost)
 
     async def _recover(
         self,
@@ -230,26 +227,26 @@ class Pipeline:
     async def _attempt(
         self, op: Operation, call: Call, task: asyncio.Task[Any], body: Callable[[], Awaitable[T]]
     ) -> T:
-        seconds = min(op.attempt_timeout, _time_left(op, call))
-        ticket = op.breaker.door or await op.breaker.admit()
+        started, watch, loop = time.monotonic(), self._watch, task.get_loop()
+        if watch is None or watch.loop is not loop:
+            watch = self._watch = self._watches.of(loop)
+        if (left := call.deadline - started) <= 0:
+            raise OperationTimeoutError(op.name, "deadline", call.timeout)
+        seconds = left if left < op.attempt_timeout else op.attempt_timeout  # noqa: FURB136 - 0.1 us a call
+        if (ticket := op.breaker.door) is None:
+            ticket = await op.breaker.admit()
+            started = time.monotonic()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
-        loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
-        if watch is None or watch.loop is not loop:
-            watch = self._watch = Watch(loop, self._tell_of_late)
-        started = time.monotonic()
+        cancelling = task.cancelling()
         watch.start(call, started + seconds)
         try:
             result = await body()
         except BaseException as raised:
             late = watch.stop(call) and task.uncancel() <= cancelling
             cancelled = isinstance(raised, asyncio.CancelledError) and task.cancelling() <= cancelling
-            other: Exception | None = None
-            if cancelled:
-                other = _timeout(op, call, seconds) if late else EngineCancelledError(op.name)
-            if late:
-                self._judge_late(op, call, seconds, started, swallowed=not cancelled)
-            self._report(op, call, ticket, other or raised, started, excused=late and call.hurried)
+            other = _made_of(op, call, seconds, late=late) if cancelled else None
+            self._report(op, call, ticket, other or raised, started, cut_after=seconds if late else 0.0)
             if span is not None:
                 self._observer.attempt_ended(span, other or raised)
             if other is None:
@@ -269,7 +266,8 @@ class Pipeline:
         return result
 
     def _attempt_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
-        _time_left(op, call)
+        if call.remaining() <= 0:
+            raise OperationTimeoutError(op.name, "deadline", call.timeout)
         ticket = op.breaker.door or op.breaker.admit_sync()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
@@ -294,17 +292,6 @@ class Pipeline:
             self._observer.attempt_ended(span, None)
         return result
 
-    def _judge_late(
-        self, op: Operation, call: Call, seconds: float, started: float, *, swallowed: bool
-    ) -> None:
-        """Decide what an attempt that was cancelled after `seconds` says of the engine."""
-        # Waits of ours, for a permit or before a retry, are no fault of the engine's.
-        call.hurried = seconds < op.breaker.patience(min(op.attempt_timeout, op.timeout))
-        if swallowed:
-            self._tell_of_late(call, returned=True)
-        else:
-            self._learn(op, call, started)
-
     def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
         """Report a call that goes on, or has gone on, after its attempt was cancelled."""
         seconds = time.monotonic() - call.started
@@ -327,12 +314,19 @@ class Pipeline:
         error: BaseException,
         started: float,
         *,
-        excused: bool = False,
+        cut_after: float = 0.0,
     ) -> None:
-        """Let the breaker know of a failed attempt; `excused` if its caller left too little time."""
+        """Let the breaker know of a failed attempt, which was cancelled after some seconds (0: was not)."""
         call.attempt_seconds = time.monotonic() - started
-        if not excused and self._blames_engine(error, call):
-            op.breaker.failed(ticket, error, started=started)
+        if cut_after:
+            # Waits of ours, for a permit or before a retry, are no fault of the engine's either.
+            call.hurried = cut_after < op.breaker.patience(min(op.attempt_timeout, op.timeout))
+            if isinstance(error, OperationTimeoutError):
+                self._learn(op, call, started)
+            else:
+                self._tell_of_late(call, returned=True)
+        if self._blames_engine(error, call) and not (cut_after and call.hurried):
+            op.breaker.failed(ticket, cast("Exception", error), started=started)
         else:
             op.breaker.ignored(ticket)
 
@@ -340,7 +334,7 @@ class Pipeline:
         """Say whether another answer may stand in: the engine fails, or its circuit is open."""
         return isinstance(error, CircuitOpenError) or self._blames_engine(error, call)
 
-    def _blames_engine(self, error: BaseException, call: Call) -> TypeGuard[Exception]:
+    def _blames_engine(self, error: BaseException, call: Call) -> bool:
         if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
             return False
         if isinstance(error, OperationTimeoutError) and error.kind == "deadline" and call.hurried:
@@ -348,15 +342,10 @@ class Pipeline:
         return not isinstance(error, LlmkgOtelError) or error.blames_engine
 
 
-def _time_left(op: Operation, call: Call) -> float:
-    """Return the seconds until the call's deadline; raise OperationTimeoutError if it has passed."""
-    remaining = call.deadline - time.monotonic()
-    if remaining <= 0:
-        raise OperationTimeoutError(op.name, "deadline", call.timeout)
-    return remaining
-
-
-def _timeout(op: Operation, call: Call, seconds: float) -> OperationTimeoutError:
+def _made_of(op: Operation, call: Call, seconds: float, *, late: bool) -> Exception:
+    """Return what a cancellation was that did not come from outside: our own timer's, or the engine's."""
+    if not late:
+        return EngineCancelledError(op.name)
     if seconds < op.attempt_timeout:
         return OperationTimeoutError(op.name, "deadline", call.timeout)
     return OperationTimeoutError(op.name, "attempt", seconds)

@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
+from llmkg_otel._forks import refuse_in_forks
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call, CallOptions
@@ -29,6 +30,7 @@ from llmkg_otel.status import breaker_status, system_status
 from llmkg_otel.telemetry.exports import ExportWatch
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
+from llmkg_otel.telemetry.quiet import quietly
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
@@ -107,8 +109,10 @@ class ProductionSystem:
             self.telemetry.collected.collect,
             observer,
             observer.alerts_evaluated,
+            no_data=self.telemetry.collected.no_data,
             on_told=observer.alert_told,
             failing_trace=observer.failing_trace,
+            quietly=quietly,
         )
         if (close := getattr(engine, "aclose", None)) is not None:
             self._sequence.register("engine", close)  # first to register, so last to close
@@ -116,6 +120,7 @@ class ProductionSystem:
         self._started_at = time.monotonic()
         self._version = version("llmkg-otel")  # here: it reads files
         observe(meter, self)
+        refuse_in_forks(self)
 
     async def start(self) -> None:
         """Start the background work, check the components once, and be ready to serve.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmkg_otel import OperationConfig
-from llmkg_otel._watch import Watch
+from llmkg_otel._watch import Watch, Watches
 from llmkg_otel.call import Call
 from llmkg_otel.errors import OperationTimeoutError, RejectedError
 
@@ -120,3 +120,26 @@ async def test_a_call_leaves_no_reference_cycle_behind(
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def test_each_loop_has_one_watch_and_those_of_closed_loops_are_let_go() -> None:
+    watches = Watches(lambda _call: None)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    assert watches.of(first) is watches.of(first) is not watches.of(second)
+    first.close()
+    third = asyncio.new_event_loop()
+    assert set(watches._by_loop) == {first, second}
+    watches.of(third)
+    assert set(watches._by_loop) == {second, third}
+    second.close()
+    third.close()
+
+
+def test_calls_that_alternate_between_two_loops_leave_one_timer_on_each(system: ProductionSystem) -> None:
+    loops = [asyncio.new_event_loop(), asyncio.new_event_loop()]
+    for _ in range(5):
+        for loop in loops:
+            loop.run_until_complete(system.execute_protected_operation("op", answer))
+    assert [len(loop._scheduled) for loop in loops] == [1, 1]  # type: ignore[attr-defined]
+    for loop in loops:
+        loop.close()

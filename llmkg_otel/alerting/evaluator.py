@@ -119,13 +119,17 @@ class AlertEvaluator:
         An alert that no rule of that group can have raised is left out.
         """
         fill_time = fill_times([group for group, _ in self._groups], self._store.retention_seconds)
-        waiting = list(saved)
+        waiting: dict[tuple[str, str], list[ActiveAlert]] = {}
+        for group, alert in saved:
+            waiting.setdefault((group, alert.alert), []).append(alert)
         for state in self._states():
             if isinstance(rule := state.rule, AlertRule):
-                own = [(g, a) for g, a in waiting if g == state.group.name and belongs_to(rule, a)]
-                waiting = [each for each in waiting if each not in own]
-                until = now + fill_time(state.group, rule)
-                state.alerts, state.pending = held(rule, [alert for _, alert in own], now, until)
+                candidates = waiting.pop((state.group.name, rule.name), [])
+                own = [alert for alert in candidates if belongs_to(rule, alert)]
+                if len(own) < len(candidates):  # of a rule with the same name and other labels
+                    others = [alert for alert in candidates if not belongs_to(rule, alert)]
+                    waiting[state.group.name, rule.name] = others
+                state.alerts, state.pending = held(rule, own, now, now + fill_time(state.group, rule))
 
     def to_save(self) -> tuple[tuple[str, ActiveAlert], ...]:
         """Return what `restore` takes."""

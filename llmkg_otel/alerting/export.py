@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.alerting.rules import RecordingRule, RuleGroup
 
-__all__ = ["rule_file_text"]
+__all__ = ["groups_text", "rule_file_text"]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -30,7 +30,12 @@ _Dumper.add_representer(str, _text)
 
 def rule_file_text(groups: Iterable[RuleGroup]) -> str:
     """Return the YAML of a rule file with these groups."""
-    content = {"groups": [_group(group) for group in groups]}
+    return groups_text([_group(group) for group in groups])
+
+
+def groups_text(groups: list[dict[str, Any]]) -> str:
+    """Return the YAML of a rule file whose groups have these fields."""
+    content = {"groups": groups}
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
@@ -38,6 +43,10 @@ def _group(group: RuleGroup) -> dict[str, Any]:
     written: dict[str, Any] = {"name": group.name}
     if group.interval_seconds is not None:
         written["interval"] = show_duration(group.interval_seconds)
+    if group.limit:
+        written["limit"] = group.limit
+    if group.query_offset_seconds:
+        written["query_offset"] = show_duration(group.query_offset_seconds)
     return written | {"rules": [_rule(rule) for rule in group.rules]}
 
 

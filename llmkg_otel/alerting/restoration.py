@@ -28,11 +28,9 @@ FOR_GRACE_SECONDS = 600.0
 
 
 def belongs_to(rule: AlertRule, alert: ActiveAlert) -> bool:
-    """Say whether an alert can be this rule's: its name, and those of its labels that are always the same."""
+    """Say whether an alert of this rule's name can be its own: the labels that never change are the same."""
     labels = dict(alert.labels)
-    return alert.alert == rule.name and all(
-        labels.get(name, "") == template.text for name, template in rule.labels if template.static
-    )
+    return all(labels.get(name, "") == template.text for name, template in rule.labels if template.static)
 
 
 def held(rule: AlertRule, saved: Iterable[ActiveAlert], now: float, until: float) -> tuple[Alerts, Alerts]:

@@ -68,11 +68,16 @@ def _cycles(groups: Sequence[RuleGroup]) -> Iterator[str]:
 
 def _recorded_reads(groups: Sequence[RuleGroup]) -> dict[str, set[str]]:
     """Return which recorded metrics each recorded metric is made of."""
-    rules = [rule for group in groups for rule in group.rules if not hasattr(rule, "for_seconds")]
-    reads: dict[str, set[str]] = {rule.name: set() for rule in rules}
-    for rule in rules:
+    reads: dict[str, set[str]] = {rule.name: set() for _, rule in _recording(groups)}
+    for _, rule in _recording(groups):
         reads[rule.name] |= (rule.expression.reads or frozenset()) & reads.keys()
     return reads
+
+
+def _recording(groups: Sequence[RuleGroup]) -> list[tuple[RuleGroup, RecordingRule]]:
+    from llmkg_otel.alerting.rules import RecordingRule  # noqa: PLC0415 - it warns of what this finds
+
+    return [(group, rule) for group in groups for rule in group.rules if isinstance(rule, RecordingRule)]
 
 
 def _reachable(reads: Mapping[str, set[str]], start: str) -> set[str]:
@@ -100,11 +105,10 @@ def fill_times(
         own = rule.expression.lookback_seconds + group.query_offset_seconds
         return min(at_most, own + max((filled.get(name, 0.0) for name in names), default=0.0))
 
-    recording = [(g, r) for g in groups for r in g.rules if not hasattr(r, "for_seconds")]
     grows = True
     while grows:  # each only grows, and not past `at_most`
         before = dict(filled)
-        for group, rule in recording:
+        for group, rule in _recording(groups):
             filled[rule.name] = max(filled.get(rule.name, 0.0), seconds(group, rule))
         grows = filled != before
     return seconds

@@ -20,7 +20,15 @@ from llmkg_otel.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["AlertRule", "RecordingRule", "RuleFile", "RuleGroup", "load_default_rules", "load_rules"]
+__all__ = [
+    "AlertRule",
+    "RecordingRule",
+    "RuleFile",
+    "RuleGroup",
+    "load_default_rules",
+    "load_rules",
+    "parse_rules",
+]
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
@@ -97,16 +105,17 @@ def load_rules(path: Path | str, *, retention_seconds: float | None = None) -> R
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: cannot be read: {error}") from None
-    return _parse(text, str(file), retention_seconds)
+    return parse_rules(text, str(file), retention_seconds=retention_seconds)
 
 
 def load_default_rules(*, retention_seconds: float | None = None) -> RuleFile:
     """Load the rules that ship with this layer, on its own metrics."""
     resource = resources.files("llmkg_otel.alerting") / "default_rules.yaml"
-    return _parse(resource.read_text("utf-8"), "default_rules.yaml", retention_seconds)
+    return parse_rules(resource.read_text("utf-8"), "default_rules.yaml", retention_seconds=retention_seconds)
 
 
-def _parse(text: str, file: str, retention_seconds: float | None) -> RuleFile:
+def parse_rules(text: str, file: str, *, retention_seconds: float | None = None) -> RuleFile:
+    """Read the text of a rule file, as `load_rules` does; `file` is what messages call it."""
     root = read_yaml(text, file)
     if root is None:
         return RuleFile((), ())

@@ -41,7 +41,7 @@ _LABEL = re.compile(rf"\s*(?:(?P<name>{_NAME}|{_STRING})\s*=\s*)?(?P<value>{_STR
 _ESCAPE = re.compile(
     r"\\(?:[abfnrtv\\'\"]|x[0-9a-fA-F]{2}|[0-7]{3}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|(?P<bad>.))", re.DOTALL
 )
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"(?:\d(?:_?\d)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _ITEM = re.compile(
     rf"""
     (?P<gap> _ ) (?: x (?P<gaps> \d{{1,12}} ) )?

@@ -132,7 +132,7 @@ class StateFile:
             sync(temporary)
             temporary.replace(self._path)
             sync(self._path.parent)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a label that is no Unicode
             if self._write_problem is None:
                 _logger.warning("The alert state %s cannot be saved: %s", self._path, error)
             self._write_problem = f"the alert state {self._path} cannot be saved: {error}"

@@ -160,7 +160,9 @@ def _series(fields: dict[str, Field]) -> dict[Labels, list[Point]]:
     found: dict[Labels, list[Point]] = {}
     for item in _items(fields, "input_series"):
         given = item.mapping("an input series", {"series", "values"})
-        labels = item.checked(partial(parse_labels, _text(given, "series")))
+        if not (series := _text(given, "series").strip()):
+            item.fail("an input series needs a series")
+        labels = item.checked(partial(parse_labels, series))
         found[labels] = item.checked(partial(parse_values, _text(given, "values")))
         if sum(map(len, found.values())) > MAX_POINTS:
             item.fail(f"the series of a test have more than {MAX_POINTS:,} points")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.configured import configured_rules
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class AlertWatch:
-    """Evaluates the built-in rules and those of `alerting.rule_files` on the collected metrics.
+    """Evaluates the built-in rules, those of `alerting.rule_files` and of `slos` on the collected metrics.
 
     Raises ConfigurationError when built, if a rule file is wrong. With alerting switched off it has no
     rules. `start` and `stop` once each; the rest from any thread. `on_evaluated` is told how many seconds
@@ -50,17 +51,22 @@ class AlertWatch:
         observer: Observer,
         on_evaluated: Callable[[float], None],
         *,
+        no_data: str | None = None,
         on_told: Callable[[str, str | None], None] = lambda _channel, _error: None,
         failing_trace: FailingTrace = lambda _operation, _since: None,
+        quietly: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._no_data = no_data
         monitoring = config.monitoring
+        interval = monitoring.alert_check_interval_seconds
         files = configured_rules(config)
+        if not monitoring.enable_alerting:
+            files = []
         for warning in (warning for file in files for warning in file.warnings):
             _log.warning("%s", warning)
-        groups = [group for file in files for group in file.groups] if monitoring.enable_alerting else []
+        groups = [group for file in files for group in file.groups]
         store = SampleStore(monitoring.metric_retention_seconds, monitoring.max_metric_points)
-        interval = monitoring.alert_check_interval_seconds
         self._evaluator = AlertEvaluator(groups, store, observer, interval_seconds=interval)
         self._loop = AlertLoop(
             self._evaluator, store, collect, interval, clock=clock, on_evaluated=self._evaluated
@@ -73,10 +79,12 @@ class AlertWatch:
         self._external_url = config.alerting.external_url
         self._on_evaluated = on_evaluated
         self._failing_trace, self._trace_link = failing_trace, config.alerting.trace_link
-        self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told)
+        self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told, quietly)
 
     def start(self) -> None:
-        """Begin to evaluate, on a thread of its own."""
+        """Begin to evaluate, on a thread of its own, unless `no_data` says why there will never be any."""
+        if self._no_data is not None:
+            return
         if self._enabled:
             self._recall()
             for channel in self._channels:
@@ -133,11 +141,15 @@ class AlertWatch:
         return Notice(alert.labels, tuple(sorted(told.items())), starts, None, link)
 
     def states(self) -> Mapping[tuple[str, str], AlertState]:
-        """Return each rule's state by (alert, severity)."""
+        """Return each rule's state by (alert, severity); without data, all are unknown."""
+        if self._no_data is not None:
+            return dict.fromkeys(self._evaluator.states(), "unknown")
         return self._evaluator.states()
 
     def errors(self) -> list[str]:
         """Return why rules, or the collection they need, cannot be evaluated at present."""
+        if self._no_data is not None and self._enabled:
+            return [f"there is no data: {self._no_data}"]
         failures = [f"{each.rule}: {each.error}" for each in self._evaluator.errors()]
         if (problem := self._loop.collect_error) is not None:
             failures.append(f"metrics cannot be collected: {problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import ModuleType
 
-__all__ = ["LLMKGInstrumentor"]
+__all__ = ["LLMKGInstrumentor", "recorder_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,14 @@ class LLMKGInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
+        try:
+            self._begin(**kwargs)
+        except ConfigurationError as problem:
+            if "config" not in kwargs:  # `opentelemetry-instrument` logs it, which may lead nowhere
+                sys.stderr.write(f"llmkg-otel: {problem}\n")
+            raise
+
+    def _begin(self, **kwargs: Any) -> None:
         config = kwargs.get("config") or ProductionConfig.load()
         named = [profile_of(each) for each in config.instrument]
         own = [*config.instrumentation.profiles, *named]
@@ -54,7 +63,7 @@ class LLMKGInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 check_module(target(each)[0])
         providers = {key: kwargs.get(key) for key in ("tracer_provider", "meter_provider")}
         self._protection = Protection(config, **providers) if config.protect else None
-        self._patches = Patches(_recorder(config, **providers), self._protection)
+        self._patches = Patches(recorder_of(config, **providers), self._protection)
         try:
             for profile in own:
                 self._expect(profile, own=True)
@@ -84,7 +93,8 @@ class LLMKGInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._protection.stop()
 
 
-def _recorder(config: ProductionConfig, *, tracer_provider: Any, meter_provider: Any) -> Recorder:
+def recorder_of(config: ProductionConfig, *, tracer_provider: Any, meter_provider: Any) -> Recorder:
+    """Return what writes to these providers, or for None to the global ones."""
     scope = semconv.METER_NAME, version("llmkg-otel")
     tracer = get_tracer(*scope, tracer_provider, semconv.SCHEMA_URL)
     meter = get_meter(*scope, meter_provider, semconv.SCHEMA_URL)

@@ -95,6 +95,7 @@ class Observation:
     """
 
     __slots__ = (
+        "_context",
         "_inner",
         "_scope",
         "_since",
@@ -123,10 +124,11 @@ class Observation:
         except Exception:  # noqa: BLE001 - telemetry must not fail a call
             self.span = INVALID_SPAN
             _failed()
+        self._context = set_span_in_context(self.span)
 
     def enter(self) -> None:
         """Make the span current: the engine works now."""
-        self._scope = otel_context.attach(set_span_in_context(self.span))
+        self._scope = otel_context.attach(self._context)
         self._inner = _innermost.set(self)
         self._since = time.monotonic()
 
@@ -149,9 +151,13 @@ class Observation:
 
     def count(self, result: object) -> None:
         """Note how many rows a result has, if the method says where they are."""
-        if (where := self.observed.how.rows) is not None:
+        if (where := self.observed.how.rows) is None:
+            return
+        try:
             rows = result if where == "self" else getattr(result, where, None)
             self.rows = len(rows) if isinstance(rows, Sized) else None
+        except Exception:  # noqa: BLE001 - whatever a result does when it is measured, its caller gets it
+            _failed()
 
     def end(self, error: BaseException | None = None) -> None:
         """Record the duration and end the span; only the first time counts."""
@@ -167,7 +173,7 @@ class Observation:
                 self.span.set_status(Status(StatusCode.ERROR, kind))
                 self.span.set_attribute(semconv.ERROR_TYPE, kind)
                 attributes = {**attributes, semconv.ERROR_TYPE: kind}
-            self.observed.recorder.duration.record(self.busy, attributes, set_span_in_context(self.span))
+            self.observed.recorder.duration.record(self.busy, attributes, self._context)
             self.span.end()
         except Exception:  # noqa: BLE001
             _failed()

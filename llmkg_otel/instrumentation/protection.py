@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.call import current_call
 from llmkg_otel.config import OperationConfig, ProductionConfig
+from llmkg_otel.errors import EngineCancelledError
 from llmkg_otel.instrumentation.defaults import completed, unlimited
 from llmkg_otel.shutdown.budget import longest_shutdown
 from llmkg_otel.system import ProductionSystem
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from llmkg_otel.engine.profiles import Method, Profile
 
 __all__ = ["Protection"]
+
+POLL_SECONDS = 0.1
+"""How often an uninstrumented system looks whether its last calls have ended."""
 
 
 class Protection:
@@ -41,7 +46,9 @@ class Protection:
         self._operations: dict[str, OperationConfig] = {}
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self._over = False
         _protections.add(self)
+        atexit.register(self._exit)
 
     def expect(self, profile: Profile, name: str, how: Method) -> None:
         """Take note of an operation and of what suits it."""
@@ -55,26 +62,37 @@ class Protection:
 
     async def run(self, operation: str, body: Callable[[], Awaitable[Any]]) -> Any:
         """Run an async call under its operation's policies, in the caller's task and span."""
-        if _protected():
+        if self._over or _protected():
             return await body()
         system = (self._running or self._start()).system
-        return await system.execute_protected_operation(operation, body, enrich_current_span=True)
+        try:
+            return await system.execute_protected_operation(operation, body, enrich_current_span=True)
+        except EngineCancelledError as own:
+            raise _as_it_was(own) from None
 
     def run_sync(self, operation: str, body: Callable[[], Any]) -> Any:
         """Run a sync call in the calling thread; one that returns an awaitable is over when it does."""
-        if _protected():
+        if self._over or _protected():
             return body()
         system = (self._running or self._start()).system
-        return system.execute_protected_operation_sync(
-            operation, lambda: (body(),), enrich_current_span=True
-        )[0]
+        try:
+            return system.execute_protected_operation_sync(
+                operation, lambda: (body(),), enrich_current_span=True
+            )[0]
+        except EngineCancelledError as own:
+            raise _as_it_was(own) from None
 
     def stop(self) -> None:
-        """Shut the system down in the background; a call that comes later starts another one."""
-        with self._lock:
-            running, self._running = self._running, None
-        if running is not None:
-            running.end()
+        """Shut the system down in the background; calls that come later just run."""
+        self._over = True
+        if self._running is not None:
+            self._running.end()
+
+    def _exit(self) -> None:
+        """Shut down at exit, where handlers of the program's own may still call its engine."""
+        self._over = True
+        if self._running is not None:
+            self._running.exit()
 
     def forget(self) -> None:
         """Leave the system to the process that this one was forked from."""
@@ -95,32 +113,39 @@ class _Running:
 
     def __init__(self, system: ProductionSystem) -> None:
         self.system = system
-        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
+        self._exiting = False
         self._thread = threading.Thread(target=self._run, name="llmkg-protection", daemon=True)
         self._thread.start()
-        atexit.register(self._exit)
 
     def end(self) -> None:
-        """Begin to shut down: calls in flight end by themselves or are cancelled after their time."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ending.set)
+        """Shut down once the calls in flight have ended; returns at once."""
+        self._on_loop(self._ending.set)
+
+    def _on_loop(self, function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # it has been closed: the shutdown is over
+            self._loop.call_soon_threadsafe(function)
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except RuntimeError:  # Python 3.12 starts no threads at exit, where a start may still be going on
+            if threading.main_thread().is_alive():
+                raise
 
     async def _serve(self) -> None:
         async with self.system:
             await self._ending.wait()
+            while len(self.system.calls) and not self._exiting:  # noqa: ASYNC110 - calls come from threads
+                await asyncio.sleep(POLL_SECONDS)
 
-    def _exit(self) -> None:
-        """Shut down at exit; threads that still call are not waited for, since the interpreter does not."""
-        if self._process != os.getpid() or self._loop.is_closed():
-            return
+    def exit(self) -> None:
+        """Shut down and wait for it. Threads that still call are not waited for: the interpreter does not."""
+        self._exiting = True
         if len(self.system.calls):
-            self._loop.call_soon_threadsafe(self.system.force_shutdown)
+            self._on_loop(self.system.force_shutdown)
         self.end()
         self._thread.join(longest_shutdown(self.system.config))
 
@@ -140,3 +165,8 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+
+def _as_it_was(error: EngineCancelledError) -> BaseException:
+    """Return what the engine raised: its caller knows nothing of this layer, and may wait for just that."""
+    return error.__cause__ or error

@@ -48,16 +48,20 @@ def check_module(name: str) -> None:
             raise ConfigurationError(f"instrument: there is no module {name}; {_told(known, part, there)}")
         spec, known = inner, f"{known}.{part}"
     if spec is None:
-        there = [found.name for found in pkgutil.iter_modules() if not found.name.startswith("_")]
+        there = [found.name for found in pkgutil.iter_modules([*sys.path, *_own_directories()])]
         near = difflib.get_close_matches(first, there, n=1)
         hint = f"did you mean {near[0]}?" if near else "nothing of that name is installed or on the path"
         raise ConfigurationError(f"instrument: there is no module {name}; {hint}")
 
 
 def _top_level(name: str) -> ModuleSpec | None:
+    return importlib.util.find_spec(name) or PathFinder.find_spec(name, _own_directories())
+
+
+def _own_directories() -> list[str]:
+    """Return what may be put on the path yet: where the program is, and where it was begun."""
     script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "."
-    own = [str(Path(script).absolute().parent), str(Path.cwd())]
-    return importlib.util.find_spec(name) or PathFinder.find_spec(name, own)
+    return [str(Path(script).absolute().parent), str(Path.cwd())]
 
 
 def named_class(module: ModuleType, name: str) -> type:
@@ -85,7 +89,8 @@ def operations_of(
         return found, None if found else none
     if not required:
         return {name: how for name, how in profile.methods.items() if name in vars(engine_class)}, None
-    missing = [name for name in profile.methods if not callable(getattr(engine_class, name, None))]
+    static = {name: inspect.getattr_static(engine_class, name, None) for name in profile.methods}
+    missing = [name for name, value in static.items() if not _is_method(value)]
     there = {name: how for name, how in profile.methods.items() if name not in missing}
     if not missing:
         return there, None
@@ -99,12 +104,12 @@ def public_methods(engine_class: type) -> list[str]:
     names: dict[str, Any] = {}
     for each in reversed(engine_class.__mro__[:-1]):
         names |= vars(each)
-    bound = (staticmethod, classmethod, property, type)
-    return [
-        name
-        for name, value in names.items()
-        if not name.startswith("_") and callable(value) and not isinstance(value, bound)
-    ]
+    return [name for name, value in names.items() if not name.startswith("_") and _is_method(value)]
+
+
+def _is_method(value: object) -> bool:
+    """Say whether it is called on an instance: static and class methods are not, nor properties."""
+    return callable(value) and not isinstance(value, staticmethod | classmethod | property | type)
 
 
 def _told(where: str, wrong: str, there: Iterable[str]) -> str:

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from llmkg_otel._bodies import awaitable, is_async
-from llmkg_otel.errors import InvalidInputError, error_type
+from llmkg_otel._bodies import in_thread, is_async
+from llmkg_otel.errors import error_type
 from llmkg_otel.events import FallbackFailed, Observer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
         cancelling = task.cancelling()
         try:
             async with asyncio.timeout(call.remaining()):
-                answer = await awaitable(call, rung)()
+                answer = await (rung if is_async(rung) else in_thread(call, rung))()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:
                 raise
@@ -47,8 +47,6 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
 def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: Observer) -> T:
     """Do the same in the calling thread; the deadline is looked at before each rung."""
     for name, rung in ladder.items():
-        if is_async(rung):
-            raise InvalidInputError(f"{call.operation}: fallback {name} is async, its operation is not")
         if call.remaining() <= 0:
             break
         try:

@@ -15,10 +15,14 @@ FLEET_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """The fleet's word on a probe: its fencing token, or None and the seconds until one may be had."""
+    """The fleet's word on a probe: its fencing token, or None and the seconds until one may be had.
+
+    `lent` says that another process has it, and those seconds are what is left of its lease.
+    """
 
     token: int | None
-    retry_after: float | None = None
+    retry_after: float = 0.0
+    lent: bool = False
 
 
 NO_WORD = Permission(None, FLEET_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["Usual", "patience_seconds"]
+__all__ = ["LEAST_SECONDS", "Usual", "patience_seconds"]
 
 SAMPLES = 20
 SAMPLE_SECONDS = 1.0

@@ -137,10 +137,11 @@ class SharedCircuit:
         """Hand the fleet's word on a probe to the call that waits for it; else give the probe back."""
         permission = None
         if word is not None:
-            permission = Permission(word.token or None, None if word.token else word.wait)
+            granted = word.token > 0
+            permission = Permission(word.token if granted else None, word.wait, lent=word.token < 0)
             if word.state == "closed":
                 self.hear(word)
-            elif word.token:
+            elif granted:
                 with self._lock:
                     self._fence = max(self._fence, word.fence)
         with self._asking:

@@ -47,7 +47,8 @@ class Word(NamedTuple):
     """What the store says of a circuit.
 
     `state` is open, closed or absent, `fence` grows with each transition and lease, `wait` is the
-    seconds until a probe may be had, `token` that of the probe just granted (0: none).
+    seconds until a probe may be had, `token` that of the probe just granted (0: none; -1: it is lent to
+    another, for `wait` at most).
     """
 
     circuit: str

@@ -60,15 +60,17 @@ class CollectedMetrics:
         self._provider: SdkMeterProvider | None = None
         self._last: list[Metric] = []
         self.reader = PrometheusReader(self._registry)
+        self.no_data: str | None = None
+        """Why nothing is ever collected; None when something is."""
 
-    def attach(self, provider: MeterProvider) -> bool:
-        """Collect from this provider; return False if it is not the SDK's: nothing is collected then."""
-        if isinstance(provider, SdkMeterProvider):
+    def attach(self, provider: MeterProvider, no_data: str | None = None) -> None:
+        """Collect from this provider, unless there is a reason why it has nothing, or it is not the SDK's."""
+        if no_data is None and isinstance(provider, SdkMeterProvider):
             self._provider = provider
             provider.add_metric_reader(self.reader)
         else:
+            self.no_data = no_data or f"the meter provider is {type(provider).__name__}, not the SDK's"
             self.reader.shutdown()
-        return self._provider is not None
 
     def detach(self) -> None:
         """Leave the provider, for good; what is collected now is what is read from now on."""
@@ -91,7 +93,10 @@ class CollectedMetrics:
     def expose(self, accept: str = "") -> tuple[str, bytes]:
         """Return (content type, body) in the format an Accept header asks for: text or OpenMetrics."""
         encode, content_type = choose_encoder(accept)
-        return content_type, encode(_Families(self._families()))
+        body = encode(_Families(self._families()))
+        if self.no_data is not None and content_type.startswith("text/plain"):
+            body = f"# no data: {self.no_data}\n".encode()
+        return content_type, body
 
     def _families(self) -> list[Metric]:
         with self._lock:

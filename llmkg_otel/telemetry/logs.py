@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sys
 import threading
+import weakref
 from collections import Counter
 from concurrent.futures import wait
 from logging.handlers import QueueHandler, QueueListener
@@ -108,9 +110,11 @@ class JsonLogs:
         root.addHandler(self._handler)
         root.setLevel(self._level)
         self._listener.start()
+        _writing.add(self)
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        _writing.discard(self)
         root = logging.getLogger()
         for handler in (self._handler, *self._exports):
             root.removeHandler(handler)
@@ -119,6 +123,13 @@ class JsonLogs:
                 root.addHandler(handler)
         root.setLevel(self._before[1])
         wait([in_daemon_thread(self._finish, "llmkg-logs")], STOP_SECONDS)
+
+    def start_in_fork(self) -> None:
+        """Write the lines of a fork, which has no thread that would; what is queued is the parent's."""
+        self._records = queue.Queue(QUEUE_SIZE)
+        self._handler.queue = self._records
+        self._listener = _Listener(self._records, *self._listener.handlers)
+        self._listener.start()
 
     def _instead_of(self, handler: LoggingHandler | SdkLoggingHandler) -> LogExport:
         provider = handler._logger_provider  # noqa: SLF001 - it tells nobody else
@@ -133,6 +144,20 @@ class JsonLogs:
             )
             self._records.put(record)
         self._listener.stop()
+
+
+_writing: weakref.WeakSet[JsonLogs] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    global _drop_lock  # noqa: PLW0603 - another thread of the parent may have held it
+    _drop_lock = threading.Lock()
+    for logs in tuple(_writing):
+        logs.start_in_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class LogExport(LoggingHandler):

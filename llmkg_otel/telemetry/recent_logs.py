@@ -25,8 +25,10 @@ class _Entry(NamedTuple):
 
 
 class RecentLogs(logging.Handler):
-    """Keeps the last `size` records that reach the root logger between start and stop, as JSON lines.
+    """Keeps the last `size` log records between start and stop, as JSON lines.
 
+    Those that reach the root logger, if the program has set up logging; else this layer's own, so that
+    `logging.basicConfig` still works later, and warnings still reach stderr as Python's last resort.
     Thread-safe and without a lock: whoever logs waits for nobody. `redact` False leaves secrets in.
     """
 
@@ -34,6 +36,7 @@ class RecentLogs(logging.Handler):
         super().__init__()
         self.setFormatter(JsonFormatter(redact=redact))
         self._entries: deque[_Entry] = deque(maxlen=size)
+        self._logger = logging.getLogger()
 
     def createLock(self) -> None:  # noqa: N802 - logging's own name
         """Do without: appending to a deque is atomic."""
@@ -41,11 +44,12 @@ class RecentLogs(logging.Handler):
 
     def start(self) -> None:
         """Begin to listen."""
-        logging.getLogger().addHandler(self)
+        self._logger = logging.getLogger() if logging.root.handlers else logging.getLogger("llmkg_otel")
+        self._logger.addHandler(self)
 
     def stop(self) -> None:
         """Stop listening; what is kept stays readable."""
-        logging.getLogger().removeHandler(self)
+        self._logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; what goes wrong is told as logging tells it."""
@@ -58,6 +62,13 @@ class RecentLogs(logging.Handler):
             self._entries.append(_Entry(record.levelno, event, ids.get("correlation_id"), line))
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
+        if self._is_alone() and (last := logging.lastResort) is not None and record.levelno >= last.level:
+            last.handle(record)
+
+    def _is_alone(self) -> bool:
+        """Say whether nobody else hears, so that the last resort would, were it not for this handler."""
+        others = [*self._logger.handlers, *logging.root.handlers]
+        return others[:1] == [self] and all(isinstance(each, RecentLogs) for each in others)
 
     def read(
         self,

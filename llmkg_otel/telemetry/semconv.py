@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from llmkg_otel._buckets import DURATION_BUCKETS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -90,25 +92,9 @@ ATTEMPT_SPAN = "llmkg.attempt"
 SHUTDOWN_SPAN = "llmkg.shutdown"
 CHECKPOINT_SPAN = "llmkg.checkpoint"
 
-DURATION_BUCKETS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)
-"""Bounds in seconds, given to the SDK as advice so that a user's View still wins."""
+# Events of spans; a retry's is named as its log record
+PERMIT_WAITED = "llmkg.permit.waited"
+CONNECTION_WAITED = "llmkg.connection.waited"
 
 
 @dataclass(frozen=True, slots=True)

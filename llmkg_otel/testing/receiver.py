@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,13 +29,13 @@ _LONGEST_BODY = 64 * 1024 * 1024
 
 
 class OtlpReceiver:
-    """Receives traces, metrics and logs from one process, and keeps them in memory.
+    """Receives traces, metrics and logs, and keeps them in memory.
 
     A context manager: listens on 127.0.0.1, on `port` or a spare one (0), from construction to `close()`,
     in daemon threads. Every method may be called from any thread. `max_records` bounds spans, log records and
     series each: the oldest span or record goes first, a new series is refused; `dropped` counts both.
     `keep` decides which spans are kept; None keeps all. Of a metric only the latest point per (name,
-    attributes) is kept, so senders should use cumulative temporality, the SDK's default.
+    attributes, service.instance.id) is kept, so senders should use cumulative temporality, the SDK's default.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class OtlpReceiver:
         self._keep = keep
         self._spans: deque[SpanRecord] = deque(maxlen=max_records)
         self._logs: deque[LogEntry] = deque(maxlen=max_records)
-        self._points: dict[str, dict[Attributes, Point]] = {}
+        self._points: dict[str, dict[tuple[str, Attributes], Point]] = {}
         self._max_records = max_records
         self.dropped = 0
+        self.exports: Counter[str] = Counter()
+        """How many exports have arrived, of "traces", "metrics" and "logs"."""
         self._protocol = protocol
         listen = _listen_http if protocol == "http" else _listen_grpc
         self.port, self._stop = listen(self._take, port)
@@ -84,10 +86,19 @@ class OtlpReceiver:
             if name in (None, span.name) and scope in (None, span.scope) and kind in (None, span.kind)
         ]
 
-    def metric(self, name: str) -> dict[Attributes, Point]:
-        """Return the latest point of each series of a metric, by its attributes."""
+    def metric(self, name: str, *, instance: str | None = None) -> dict[Attributes, Point]:
+        """Return the latest point of each series of a metric, by its attributes.
+
+        `instance` is the service.instance.id of a process; None takes all, of the same series any.
+        """
         with self._changed:
-            return dict(self._points.get(name, {}))
+            points = self._points.get(name, {}).items()
+            return {attributes: point for (who, attributes), point in points if instance in (None, who)}
+
+    def instances(self) -> set[str]:
+        """Return the service.instance.id of every process that has sent metrics; "" is one without."""
+        with self._changed:
+            return {who for series in self._points.values() for who, _ in series}
 
     def metric_names(self) -> set[str]:
         """Return the names of all metrics received."""
@@ -124,14 +135,17 @@ class OtlpReceiver:
         if signal == "traces":
             spans = [span for span in decode_spans(body) if self._keep is None or self._keep(span)]
             with self._changed:
+                self.exports[signal] += 1
                 self._append(self._spans, spans)
         elif signal == "logs":
             entries = list(decode_logs(body))
             with self._changed:
+                self.exports[signal] += 1
                 self._append(self._logs, entries)
         else:
             points = list(decode_points(body))
             with self._changed:
+                self.exports[signal] += 1
                 self._update(points)
 
     def _append(self, kept: deque[Any], new: list[Any]) -> None:
@@ -139,16 +153,16 @@ class OtlpReceiver:
         kept.extend(new)
         self._changed.notify_all()
 
-    def _update(self, points: list[tuple[str, Attributes, Point]]) -> None:
+    def _update(self, points: list[tuple[str, str, Attributes, Point]]) -> None:
         room = self._max_records - sum(map(len, self._points.values()))
-        for name, attributes, point in points:
+        for instance, name, attributes, point in points:
             series = self._points.setdefault(name, {})
-            if attributes not in series:
+            if (instance, attributes) not in series:
                 if room <= 0:
                     self.dropped += 1
                     continue
                 room -= 1
-            series[attributes] = point
+            series[instance, attributes] = point
         self._changed.notify_all()
 
 

@@ -101,13 +101,14 @@ def _span(span: trace_pb2.Span, scope: str) -> SpanRecord:
     )
 
 
-def decode_points(body: bytes) -> Iterator[tuple[str, Attributes, Point]]:
-    """Yield (metric name, attributes, point) of an ExportMetricsServiceRequest."""
+def decode_points(body: bytes) -> Iterator[tuple[str, str, Attributes, Point]]:
+    """Yield (service.instance.id, metric name, attributes, point) of an ExportMetricsServiceRequest."""
     for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+        instance = str(_attributes(resource.resource.attributes).get("service.instance.id", ""))
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 for attributes, point in _points(metric):
-                    yield metric.name, attributes_key(_attributes(attributes)), point
+                    yield instance, metric.name, attributes_key(_attributes(attributes)), point
 
 
 def _points(metric: metrics_pb2.Metric) -> Iterator[tuple[Iterable[KeyValue], Point]]:

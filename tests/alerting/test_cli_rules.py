@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from support.prometheus import failures
 
 from llmkg_otel.alerting import configured, exposition
 from llmkg_otel.alerting.rules import load_default_rules, load_rules
@@ -24,18 +27,6 @@ if TYPE_CHECKING:
 
 RULES = Path(__file__).parent / "rules"
 UNIT_TESTS = sorted(path for path in RULES.rglob("*.yaml") if "tests:" in path.read_text())
-ONE_FAILURE = re.compile(r"^ {4}(?:name|alertname|expr|rule): ", re.MULTILINE)
-CAUSE = re.compile(r" err: .*")  # each has its own words
-
-
-def failures(output: str) -> list[str]:
-    """Return the reports of what failed, a blank line or the next report ending each."""
-    text = re.sub(r"\n\s*\n", "\n", output)
-    starts = [found.start() for found in ONE_FAILURE.finditer(text)]
-    if not starts:
-        return []
-    pieces = [text[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    return [CAUSE.sub("", piece) for piece in pieces]
 
 
 def ours(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -62,6 +53,27 @@ def test_a_unit_test_has_the_verdict_and_the_report_of_promtool(
         assert failures(err) == [
             re.sub(r"(\dm)0s\b", r"\1", each) for each in failures(theirs.stderr + theirs.stdout)
         ]
+
+
+def test_the_rules_and_the_unit_test_of_the_documentation_are_sound_for_both(
+    promtool: Promtool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "alerting.md").read_text()
+    files = dict(
+        re.findall(r"^`(\w+\.yaml)`[^`]*(?:`[^`]+`[^`]*)*?```yaml\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    )
+    assert set(files) == {"rules.yaml", "rules_test.yaml"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert ours("check", str(tmp_path / "rules.yaml"), capsys=capsys)[0] == 0
+    assert ours("test", str(tmp_path / "rules_test.yaml"), capsys=capsys) == (
+        0,
+        f"Testing {tmp_path / 'rules_test.yaml'}\n  SUCCESS\n",
+        "",
+    )
+    command = [promtool.path, "test", "rules", str(tmp_path / "rules_test.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_there_are_unit_tests_that_fail_in_every_way() -> None:
@@ -130,9 +142,12 @@ def fields(rule: object) -> list[str]:
 def test_an_exported_rule_keeps_every_field(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(configured, "load_default_rules", lambda **_: load_rules(RULES / "sound.yaml"))
-    _, out, _ = ours("export", capsys=capsys)
     groups = yaml.safe_load((RULES / "sound.yaml").read_text())["groups"]
+    groups[0] |= {"limit": 5, "query_offset": "1m30s"}
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": groups}))
+    monkeypatch.setattr(configured, "load_default_rules", lambda **_: load_rules(file))
+    _, out, _ = ours("export", capsys=capsys)
     assert yaml.safe_load(out)["groups"] == groups
 
 
@@ -254,12 +269,16 @@ def test_a_page_of_a_million_series_is_refused_once_it_is_too_many(
 
 
 def test_as_many_series_as_a_page_may_have_are_all_evaluated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(exposition, "MAX_SAMPLES", 100)
     page = tmp_path / "metrics.txt"
-    page.write_text("".join(f'a{{n="{number}"}} 1\n' for number in range(exposition.MAX_SAMPLES)))
-    status, out, _ = ours("eval", "count(a)", "--snapshot", str(page), "--time", "9", capsys=capsys)
-    assert (status, out) == (0, "{} => 100000 @[9]\n")
+    lines = [f'a{{n="{number}"}} 1\n' for number in range(101)]
+    page.write_text("".join(lines[:100]))
+    evaluated = ("eval", "count(a)", "--snapshot", str(page), "--time", "9")
+    assert ours(*evaluated, capsys=capsys) == (0, "{} => 100 @[9]\n", "")
+    page.write_text("".join(lines))
+    assert ours(*evaluated, capsys=capsys)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -312,3 +331,62 @@ def test_a_time_belongs_to_a_snapshot(capsys: pytest.CaptureFixture[str]) -> Non
         main(["rules", "eval", "up", "--url", "http://127.0.0.1:1", "--time", "1"])
     assert caught.value.code == 2
     assert "--time is for --snapshot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--scrapes", "0", "must be a number from 1 up"),
+        ("--scrapes", "many", "must be a number from 1 up"),
+        ("--every", "-1", "must be seconds from 0"),
+        ("--every", "nan", "must be seconds from 0"),
+        ("--time", "yesterday", "must be seconds since 1970, or RFC 3339"),
+        ("--time", "nan", "must be seconds since 1970, or RFC 3339"),
+        ("--time", "1e300", "must be seconds since 1970, or RFC 3339"),
+    ],
+)
+def test_an_option_that_is_wrong_is_told_with_what_is_allowed(
+    option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["rules", "eval", "up", "--snapshot", "page", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"argument {option}: {value!r}: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("host/metrics", 1),
+        ("file:///etc/passwd", 1),
+        ("http://", 1),
+        ("http://127.0.0.1:port/", 2),
+        ("http://[::1/", 2),
+        ("http://127.0.0.1:1", 2),
+    ],
+)
+def test_a_url_that_cannot_be_scraped_is_told_in_one_line(
+    url: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = ours("eval", "up", "--url", url, capsys=capsys)
+    assert (found, out, len(err.splitlines())) == (status, "", 1)
+    assert err.startswith("llmkg-otel: ")
+
+
+def test_a_server_that_speaks_no_http_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        status, _, err = ours(
+            "eval", "up", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", capsys=capsys
+        )
+        thread.join()
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "cannot be read" in err

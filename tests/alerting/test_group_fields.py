@@ -7,8 +7,9 @@ import pytest
 from support.prometheus import Promtool, Recorder, agree, labels_of, values_of, vector_of
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator
+from llmkg_otel.alerting.export import rule_file_text
 from llmkg_otel.alerting.promql import Expression
-from llmkg_otel.alerting.rules import load_rules
+from llmkg_otel.alerting.rules import load_rules, parse_rules
 from llmkg_otel.alerting.samples import SampleStore
 
 INTERVAL, STEPS = 60, 20
@@ -114,3 +115,10 @@ def test_alerts_over_the_limit_are_gone_and_begin_anew(tmp_path: Path, recorder:
         assert len(evaluator.active()) == (0 if bad > 1 else 1)
         assert evaluator.states() == {("A", "none"): "unknown" if bad > 1 else "firing"}
     assert recorder.names() == [("A", True), ("A", False), ("A", True)]
+
+
+def test_an_exported_group_keeps_its_fields() -> None:
+    [late, now] = parse_rules(OFFSET.replace("query_offset: 0s", "limit: 7"), "rules").groups
+    [late_again, now_again] = parse_rules(rule_file_text([late, now]), "rules").groups
+    assert (late_again.query_offset_seconds, now_again.limit) == (120.0, 7)
+    assert [rule.labels for rule in late_again.rules] == [rule.labels for rule in late.rules]

@@ -202,10 +202,31 @@ def test_keep_firing_for_goes_on_counting(tmp_path: Path) -> None:
     assert "Kept" not in second.evaluate(31 * MINUTE, bad=0)
 
 
+def test_an_alert_that_is_kept_firing_counts_as_seen(tmp_path: Path) -> None:
+    rules = "groups: [{name: g, rules: [{alert: A, expr: bad > 1, keep_firing_for: 3h}]}]"
+    first = first_life(tmp_path, 0, rules, bad=2)
+    for minute in range(1, 121):
+        first.evaluate(minute * MINUTE, bad=0)
+    assert Process(tmp_path, rules).wake(130 * MINUTE).states() == {"A": "firing"}
+
+
 def test_an_alert_whose_rule_has_changed_its_name_or_labels_is_left_out(tmp_path: Path) -> None:
     first_life(tmp_path, 20 * MINUTE)
     changed = RULES.replace("severity: page", "severity: ticket").replace("alert: Recorded", "alert: Other")
     assert Process(tmp_path, changed).wake(21 * MINUTE).states() == {}
+
+
+def test_two_rules_of_one_name_each_get_their_own_alert_back(tmp_path: Path) -> None:
+    rules = """groups: [{name: g, rules: [
+      {alert: A, expr: bad > 0, labels: {severity: page}},
+      {alert: A, expr: bad > 1, labels: {severity: info}}]}]"""
+    first_life(tmp_path, 0, rules, bad=2)
+    second = Process(tmp_path, rules).wake(60)
+    assert second.watch.states() == {("A", "page"): "firing", ("A", "info"): "firing"}
+    second.evaluate(120, bad=1)
+    second.evaluate(180, bad=1)
+    page, info = second.watch.describe()["active"]
+    assert ("held_until" in page, "held_until" in info) == (False, True)
 
 
 def test_a_hold_is_no_longer_than_samples_are_kept(tmp_path: Path) -> None:
@@ -288,6 +309,19 @@ def test_a_state_that_cannot_be_saved_is_told_once_and_stops_nothing(
     assert process.watch.errors() == []
 
 
+def test_a_label_that_is_no_unicode_is_told_and_does_not_end_the_saving(tmp_path: Path) -> None:
+    process = Process(tmp_path, "groups: [{name: g, rules: [{alert: A, expr: bad > 0}]}]")
+    process.watch._loop._collect = lambda: [("bad", {"x": "\udc80"}, 2.0)]
+    process.evaluate(0)
+    [problem] = process.watch.errors()
+    assert "cannot be saved" in problem
+    process.watch._loop._collect = lambda: [("bad", {"x": "y"}, 2.0)]
+    process.evaluate(3600)
+    process.watch._evaluator.history.entries = ()  # where it is still in
+    process.evaluate(3660)
+    assert process.watch.errors() == []
+
+
 def state(saved_at: float, alerts: int = 0) -> SavedState:
     alert = ActiveAlert("A", (("alertname", "A"),), (), "firing", 0.0, 0.0, 1.0, 0.0)
     return SavedState(saved_at=saved_at, alerts=(SavedAlert(group="g", alert=alert),) * alerts, history=())
@@ -325,6 +359,18 @@ def test_what_was_saved_before_stays_whole_when_a_write_fails_half_way(
     found = StateFile(tmp_path / "alerts.json").read()
     assert found is not None
     assert found.saved_at == 1
+
+
+def test_the_file_is_replaced_and_never_written_over(tmp_path: Path) -> None:
+    file, other_name = StateFile(tmp_path / "alerts.json"), tmp_path / "before.json"
+    file.save(state(1))
+    assert file.flush(20)
+    other_name.hardlink_to(tmp_path / "alerts.json")
+    before = other_name.read_text()
+    file.save(state(2))
+    assert file.flush(20)
+    assert other_name.read_text() == before
+    assert (tmp_path / "alerts.json").read_text() != before
 
 
 def test_of_a_storm_of_alerts_the_firing_ones_are_saved_first(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.servers import wait_until
@@ -63,6 +63,14 @@ async def test_a_read_is_tried_again_async_sync_and_from_its_first_item() -> Non
         ]
         assert attempts == [3, 2]
         assert len(telemetry.spans("llmkg.attempt")) == 5
+
+
+async def test_a_function_that_returns_an_awaitable_is_protected_where_its_profile_says_async() -> None:
+    methods = {"coroutine": Method(kind="async", write=False)}
+    with instrumented(Profile(name="store", classes=PROFILE.classes, methods=methods), protect=True):
+        assert await Store(failing(2)).coroutine("k") == ["k"]
+    with instrumented(protect=True), pytest.raises(ConnectionError):
+        await Store(failing(2)).coroutine("k")
 
 
 async def test_a_write_is_not_tried_again_unless_it_is_idempotent_or_configured() -> None:
@@ -282,3 +290,20 @@ def test_only_limits_that_somebody_has_set_refuse_a_call() -> None:
         for _ in range(1000):
             store.fetch("k")
         assert calls(telemetry) == {"store_fetch": 1000}
+
+
+async def test_uninstrumenting_cuts_no_call_short() -> None:
+    released, store = threading.Event(), Store()
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        released.wait()
+
+    store.work = work
+    with instrumented(protect=True, shutdown={"lame_duck_seconds": 0, "graceful_timeout_seconds": 0.01}):
+        late = asyncio.create_task(asyncio.to_thread(lambda: store.fetch("k")))
+        await asyncio.to_thread(started.wait)
+    assert Store().fetch("other") == ["other"]
+    released.set()
+    assert await late == ["k"]

@@ -108,6 +108,7 @@ async def test_calls_that_wait_for_a_permit_allow_no_retries(
         await asyncio.sleep(0)
         seen = max(seen, system.retry_budget.usage)
     assert seen == 4
+    assert pool.usage == 4  # a call that waits before a retry keeps what it was admitted with
     release.set()
     await asyncio.gather(*calls, return_exceptions=True)
     assert system.retry_budget.usage == 0

@@ -129,9 +129,14 @@ def test_one_probe_at_a_time_for_the_whole_fleet_and_its_success_closes_every_ci
     one.fail()
     other.becomes("open")
     probe = one.probe_in_time()
+    wait_until(lambda: other.breaker.retry_after == 0, "the recovery timeout there too")
     with pytest.raises(CircuitOpenError) as caught:
         other.breaker.admit_sync()
     assert caught.value.retry_after == pytest.approx(10, abs=1)  # the lease, as long as an attempt may take
+    other.breaker._circuit.usual.note(0.2, 0.0)
+    with pytest.raises(CircuitOpenError) as caught:
+        other.breaker.admit_sync()
+    assert caught.value.retry_after == 0.2  # what the probe should take
     one.breaker.succeeded(probe, first=True)
     other.becomes("closed")
     one.becomes("closed")
@@ -382,6 +387,7 @@ class TestWithoutTheStore:
         one.is_in("fallback")
         other.is_in("fallback")
         one.breaker.succeeded(wait_until(one.probe, "a probe of its own"), first=True)
+        one.line._last = "close", time.monotonic() - 1  # more than what exchanges may differ by
         other.breaker.force_close()
         other.fail()
         redis_server.restart()
@@ -482,6 +488,19 @@ def test_a_probe_that_comes_too_late_for_one_call_is_the_next_ones(
     assert second is not None
     assert granted(second)
     assert redis_server.client.hget("llmkg:circuit:search", "token") != b"0"
+
+
+def test_a_store_that_answers_too_late_is_told_of_as_slow(
+    make: Callable[..., Instance], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SLOW_SECONDS", 60)
+    one = make(recovery_timeout=1e-6)
+    one.fail()
+    wait_until(redis_server.client.keys, "the key")
+    redis_server.pause()
+    assert one.probe() is None
+    redis_server.resume()
+    one.is_in("slow")
 
 
 def test_a_process_without_word_in_time_refuses_and_sends_no_probe_of_its_own(

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from pydantic import SecretStr
 from support.servers import wait_until
 
-from llmkg_otel.config import CircuitBreakerConfig, CircuitSharingConfig, RateLimitConfig, RetryConfig
-from llmkg_otel.errors import CircuitOpenError
+from llmkg_otel.config import (
+    CircuitBreakerConfig,
+    CircuitSharingConfig,
+    OperationConfig,
+    RateLimitConfig,
+    RateLimitRule,
+    RetryConfig,
+)
+from llmkg_otel.errors import CircuitOpenError, RateLimitedError
 from llmkg_otel.recovery.fleet import FLEET_SECONDS
 from llmkg_otel.testing import attributes_key
 
@@ -161,6 +168,31 @@ async def test_a_probe_that_the_shutdown_cancels_is_given_back(
     assert redis_server.client.hget("llmkg:circuit:op", "token") == b"0"
     assert shared_system.shared_circuits is not None
     assert shared_system.shared_circuits.status == "fallback"
+
+
+@pytest.mark.parametrize("mode", ["exact", "leases"])
+async def test_of_shared_rate_limits_too_a_call_within_a_call_meets_only_its_operations_own(
+    mode: Literal["exact", "leases"], make_system: Callable[..., ProductionSystem], redis_server: RedisServer
+) -> None:
+    own = RateLimitRule(requests_per_second=1 / 3600, burst_capacity=2)
+    limits = RateLimitConfig(
+        requests_per_second=1 / 3600,
+        burst_capacity=1,
+        storage_uri=SecretStr(redis_server.uri),
+        storage_mode=mode,
+    )
+    system = make_system(rate_limiting=limits, operations={"op": OperationConfig(rate_limit=own)})
+
+    async def outer() -> str:
+        for _ in range(2):
+            await system.execute_protected_operation("unlimited", lambda: 1)
+            await system.execute_protected_operation("op", lambda: 1)
+        with pytest.raises(RateLimitedError) as refused:
+            await system.execute_protected_operation("op", lambda: 1)
+        return refused.value.scope
+
+    async with system:
+        assert await system.execute_protected_operation("outer", outer) == "operation"
 
 
 def test_a_system_without_a_store_has_neither_check_nor_metric(

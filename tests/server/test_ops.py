@@ -10,7 +10,7 @@ import pytest
 
 from llmkg_otel import ProductionConfig, ProductionSystem
 from llmkg_otel.errors import ConfigurationError
-from llmkg_otel.server.auth import TokenTable, is_loopback, refuse_open_server
+from llmkg_otel.server.auth import TokenTable, authentication, is_loopback, refuse_open_server
 from llmkg_otel.server.ops import ops_app
 from llmkg_otel.testing import captured_telemetry
 
@@ -211,12 +211,13 @@ def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
     ],
 )
 def test_a_guarded_or_local_server_may_be_served(guard: dict[str, Any]) -> None:
-    refuse_open_server(ProductionConfig(**({"server": {"host": "0.0.0.0"}} | guard)))
+    config = ProductionConfig(**({"server": {"host": "0.0.0.0"}} | guard))
+    refuse_open_server(config, guarded=authentication(config) is not None)
 
 
 def test_an_open_server_may_not_be_served() -> None:
     with pytest.raises(ConfigurationError, match=r"server.host = '0.0.0.0'.*LLMKG_AUTH_TOKENS"):
-        refuse_open_server(ProductionConfig(server={"host": "0.0.0.0"}))
+        refuse_open_server(ProductionConfig(server={"host": "0.0.0.0"}), guarded=False)
 
 
 async def test_a_token_tells_its_owner_and_nothing_else_does() -> None:

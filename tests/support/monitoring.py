@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -85,11 +86,20 @@ class Alertmanager(Daemon):
         found: list[dict[str, Any]] = self.get("/api/v2/alerts", active="true")
         return [alert for alert in found if labels.items() <= alert["labels"].items()]
 
+    def received(self, status: str) -> float:
+        """Return how many alerts in this status it has been told since it started."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as response:
+            page = response.read().decode()
+        pattern = rf'^alertmanager_alerts_received_total{{status="{status}",version="v2"}} (\S+)'
+        found = re.search(pattern, page, re.MULTILINE)
+        assert found is not None, page
+        return float(found[1])
+
 
 def alertmanager(directory: Path, webhook: str, **route: str) -> Alertmanager:
     """Return one that is not started yet; what it is told it tells the webhook, in groups as `route` says."""
     directory.mkdir()
-    port, gossip = spare_ports(2)
+    [port] = spare_ports(1)
     quick = {"group_wait": "0s", "group_interval": "1s", "repeat_interval": "1h", **route}
     config = {
         "route": {"receiver": "test", "group_by": ["alertname"], **quick},
@@ -99,12 +109,12 @@ def alertmanager(directory: Path, webhook: str, **route: str) -> Alertmanager:
     command = [
         *(_installed("prometheus-alertmanager"), f"--config.file={directory / 'alertmanager.yaml'}"),
         *(f"--storage.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
-        f"--cluster.listen-address=127.0.0.1:{gossip}",
+        "--cluster.listen-address=",  # alone: it would wait ten seconds for its peers
     ]
     return Alertmanager(command, f"http://127.0.0.1:{port}", directory / "log")
 
 
-def prometheus(directory: Path, config: Mapping[str, Any]) -> Daemon:
+def prometheus(directory: Path, config: Mapping[str, Any], *flags: str) -> Daemon:
     """Return one with this configuration that is not started yet."""
     directory.mkdir()
     [port] = spare_ports(1)
@@ -112,5 +122,6 @@ def prometheus(directory: Path, config: Mapping[str, Any]) -> Daemon:
     command = [
         *(_installed("prometheus"), f"--config.file={directory / 'prometheus.yaml'}"),
         *(f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
+        *flags,
     ]
     return Daemon(command, f"http://127.0.0.1:{port}", directory / "log")

@@ -26,6 +26,9 @@ SeriesText = Sequence[tuple[str, str]]
 
 _GOT = re.compile(r'((?:[a-zA-Z_:][\w:]*)?\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\}) ([-+]?[\w.+-]+)')
 
+_ONE_FAILURE = re.compile(r"^ {4}(?:name|alertname|expr|rule): ", re.MULTILINE)
+_CAUSE = re.compile(r" err: .*")  # each has its own words
+
 
 def labels_of(text: str | None) -> Labels:
     """Read `name{a="b"}`."""
@@ -90,6 +93,16 @@ def same(left: Vector, right: Vector, tolerance: float = 1e-9) -> bool:
         or math.isclose(value, right[key], rel_tol=tolerance, abs_tol=1e-12)
         for key, value in left.items()
     )
+
+
+def failures(output: str) -> list[str]:
+    """Return the reports of what failed, a blank line or the next report ending each."""
+    text = re.sub(r"\n\s*\n", "\n", output)
+    starts = [found.start() for found in _ONE_FAILURE.finditer(text)]
+    if not starts:
+        return []
+    pieces = [text[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return [_CAUSE.sub("", piece) for piece in pieces]
 
 
 @dataclass

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 class Receiver(ThreadingHTTPServer):
-    """Keeps path, headers and body; answers `statuses` one by one, then 200."""
+    """Keeps path, headers and body; answers `statuses` one by one, then 200, and sends to `location`."""
 
     def __init__(self) -> None:
         self.got: list[tuple[str, dict[str, str], Any]] = []
         self.statuses: list[int] = []
+        self.location = ""
         super().__init__(("127.0.0.1", 0), _Posts)
 
     @property
@@ -33,6 +34,7 @@ class _Posts(BaseHTTPRequestHandler):
         self.server.got.append((self.path, dict(self.headers), json.loads(body)))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
         self.send_header("Retry-After", "0")
+        self.send_header("Location", self.server.location)
         self.end_headers()
 
     def log_message(self, *_arguments: object) -> None:

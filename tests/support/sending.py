@@ -71,7 +71,7 @@ class Sender:
         data = self._reader.get_metrics_data()
         assert data is not None
         found: dict[str, dict[Any, Any]] = {}
-        for name, attributes, point in decode_points(encode_metrics(data).SerializeToString()):
+        for _instance, name, attributes, point in decode_points(encode_metrics(data).SerializeToString()):
             found.setdefault(name, {})[attributes] = point
         return found
 

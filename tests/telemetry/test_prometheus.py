@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import format_trace_id
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import parser
-from support.prometheus_server import running_prometheus
+from support.monitoring import prometheus
 from support.servers import http_get, wait_until
 
 from llmkg_otel.config import ServerConfig
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prometheus_client.samples import Exemplar
+    from support.monitoring import Daemon
 
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.testing import CapturedTelemetry
@@ -252,7 +252,7 @@ def test_the_stock_reader_still_has_the_faults_that_ours_is_for(fault: Callable[
         provider.shutdown()
 
 
-async def test_a_real_prometheus_returns_the_trace_id_of_a_failed_call(
+def test_a_real_prometheus_returns_the_trace_id_of_a_failed_call(
     make_system: Callable[..., ProductionSystem], telemetry: CapturedTelemetry, tmp_path: Path
 ) -> None:
     system = make_system(server=ServerConfig(ops_port=0))
@@ -260,28 +260,29 @@ async def test_a_real_prometheus_returns_the_trace_id_of_a_failed_call(
     def fail() -> None:
         raise InvalidInputError("not that")
 
-    async with system:
-        with pytest.raises(InvalidInputError):
-            system.execute_protected_operation_sync("find", fail)
-        with OpsServer(system) as ops:
-            answer = http_get(f"{ops.url}/metrics", {"accept": OPENMETRICS})
-            assert answer.headers["content-type"].startswith("application/openmetrics-text")
-            target = ops.url.removeprefix("http://")
-            with running_prometheus(tmp_path, [target], "--enable-feature=exemplar-storage") as prometheus:
-                (span,) = telemetry.spans("find")
-                (found,) = await asyncio.to_thread(
-                    wait_until,
-                    lambda: prometheus.ask(
-                        "query_exemplars",
-                        query='llmkg_operation_duration_seconds_bucket{error_type!=""}',
-                        start=str(time.time() - 60),
-                        end=str(time.time() + 60),
-                    ),
-                    "an exemplar",
-                )
-                counts = prometheus.query("llmkg_operation_duration_seconds_count")
+    with pytest.raises(InvalidInputError):
+        system.execute_protected_operation_sync("find", fail)
+    with OpsServer(system) as ops:
+        answer = http_get(f"{ops.url}/metrics", {"accept": OPENMETRICS})
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        scraped = {"job_name": "ours", "static_configs": [{"targets": [ops.url.removeprefix("http://")]}]}
+        config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scraped]}
+        server = prometheus(tmp_path / "prometheus", config, "--enable-feature=exemplar-storage")
+        server.start()
+        try:
+            found = wait_until(lambda: exemplars_in(server), "an exemplar of a failed call")
+        finally:
+            server.kill()
+    (span,) = telemetry.spans("find")
     assert span.context is not None
-    ids = {format_trace_id(span.context.trace_id)}
-    assert {exemplar["labels"]["trace_id"] for exemplar in found["exemplars"]} == ids
-    assert found["seriesLabels"]["llmkg_operation_name"] == "find"
-    assert list(counts.values()) == [1.0]
+    (series,) = found
+    assert series["seriesLabels"]["llmkg_operation_name"] == "find"
+    ids = {exemplar["labels"]["trace_id"] for exemplar in series["exemplars"]}
+    assert ids == {format_trace_id(span.context.trace_id)}
+
+
+def exemplars_in(server: Daemon) -> Any:
+    now = time.time()
+    query = 'llmkg_operation_duration_seconds_bucket{error_type!=""}'
+    answer = server.get("/api/v1/query_exemplars", query=query, start=str(now - 60), end=str(now + 60))
+    return answer["data"]

@@ -9,6 +9,7 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.processes import run
 from support.servers import Answer, http_get
 
 from llmkg_otel.config import MonitoringConfig, ServerConfig
@@ -68,7 +69,7 @@ def test_a_record_that_cannot_be_told_is_no_error_for_who_logs_it(
 
 def test_a_burst_from_many_threads_loses_nothing_of_the_last_and_grows_no_memory() -> None:
     ring = RecentLogs(1000)
-    logger = logging.getLogger("burst")
+    logger = logging.getLogger("burst-in-a-ring")
     logger.propagate = False  # pytest keeps what reaches the root
     logger.addHandler(ring)
 
@@ -93,6 +94,26 @@ def test_a_burst_from_many_threads_loses_nothing_of_the_last_and_grows_no_memory
     tracemalloc.stop()
     logger.removeHandler(ring)
     assert grown < 1_500_000  # a thousand new lines for a thousand old ones; ten thousand would be 4 MB
+
+
+PLAIN = """
+    async def main():
+        async with make() as system:
+            logging.getLogger("theirs").warning("of theirs")
+            logging.getLogger("llmkg_otel").warning("of ours")
+            kept = [line["message"] for line in system.telemetry.recent_logs.read()]
+            logging.basicConfig(format="set up: %(message)s")
+            logging.getLogger("theirs").warning("later")
+            told(theirs="of theirs" in kept, ours="of ours" in kept)
+    asyncio.run(main())
+"""
+
+
+def test_a_program_that_has_not_set_up_logging_sees_and_sets_up_what_it_would_without_us() -> None:
+    done = run(PLAIN)
+    assert done.stderr.splitlines()[:2] == ["of theirs", "of ours"]
+    assert "set up: later" in done.stderr
+    assert json.loads(done.stdout) == {"theirs": False, "ours": True}
 
 
 @pytest.fixture

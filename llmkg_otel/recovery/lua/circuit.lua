@@ -5,7 +5,8 @@
 -- ARGV     verb, circuit, channel, then numbers: recovery timeout, attempt timeout, success threshold,
 --          token of a probe (0: none), age of an opening or a closing. Times are in microseconds.
 -- Returns  {state, fence, wait, token}: the state afterwards ("absent": nothing is known), the time
---          until a probe may be had, and the token of the probe that was granted (0: none).
+--          until a probe may be had, and the token of the probe that was granted (0: none, -1: it is
+--          lent to another, and the time is that of its lease).
 --
 -- Every transition and every lease takes a higher fence; a lease's is its token. Fences start at the
 -- time of day, so that they go on growing where the key has expired or the store lost its data.
@@ -95,7 +96,7 @@ function verbs.probe()
     return answer(wait(), 0)
   end
   if lent > 0 and expires > now then
-    return answer(expires - now, 0)
+    return answer(expires - now, -1)
   end
   raise_fence()
   lent, expires = fence, now + lease

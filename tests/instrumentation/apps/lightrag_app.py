@@ -85,6 +85,20 @@ def fail(times: int) -> None:
     failures_left = times
 
 
+async def attempt(ask):
+    try:
+        return await ask()
+    except Exception as error:  # noqa: BLE001
+        return type(error).__name__
+
+
+def attempt_sync(ask):
+    try:
+        return ask()
+    except Exception as error:  # noqa: BLE001
+        return type(error).__name__
+
+
 async def use_async(directory: str, failures: int) -> dict[str, object]:
     rag = make(directory)
     await rag.initialize_storages()
@@ -96,9 +110,8 @@ async def use_async(directory: str, failures: int) -> dict[str, object]:
     graph = await rag.get_knowledge_graph("*")
     data = await rag.aquery_data("What is the capital of France?", QueryParam(mode="local"))
     fail(failures)
-    answers = [
-        await rag.aquery("What is the capital?", QueryParam(mode="bypass", stream=False)) for _ in range(4)
-    ]
+    bypass = QueryParam(mode="bypass", stream=False)
+    answers = [await attempt(lambda: rag.aquery("What is the capital?", bypass)) for _ in range(4)]
     full = await rag.aquery_llm("What is the capital of France?", QueryParam(mode="local", stream=False))
     await rag.finalize_storages()
     return {
@@ -120,7 +133,8 @@ def use_sync(directory: str, failures: int) -> dict[str, object]:
     rag.create_entity("Berlin", {"description": "Capital of Germany", "entity_type": "city"})
     data = rag.query_data("What is the capital of France?", QueryParam(mode="local"))
     fail(failures)
-    answers = [rag.query("What is the capital?", QueryParam(mode="bypass", stream=False)) for _ in range(4)]
+    bypass = QueryParam(mode="bypass", stream=False)
+    answers = [attempt_sync(lambda: rag.query("What is the capital?", bypass)) for _ in range(4)]
     full = rag.query_llm("What is the capital of France?", QueryParam(mode="local", stream=False))
     loop.run_until_complete(rag.finalize_storages())
     return {
