@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup services demo test lint types bench docs clean
+.PHONY: help setup services collector dashboards engines demo test lint types bench docs clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -15,10 +15,21 @@ $(BIN)/.ready: pyproject.toml uv.lock scripts/setup.sh
 services: setup ## install the servers that tests talk to, where root or sudo allows it
 	@scripts/services.sh
 
+collector: ## build the slim OpenTelemetry Collector of collector/, once; needs Go; prints where it is
+	@scripts/collector.sh
+
+dashboards: setup ## write the Grafana dashboards that come from the code
+	@$(BIN)/llmkg-otel dashboards build
+
+engines: setup .venv-engines/.ready ## create .venv-engines: the knowledge engines that tests run, locked too
+
+.venv-engines/.ready: pyproject.toml uv.lock scripts/engines.sh
+	@scripts/engines.sh && touch $@
+
 demo: setup ## run the real server under load and faults, and check that the books balance
 	@$(BIN)/llmkg-otel demo $(ARGS)
 
-test: services ## run the whole test suite; ARGS="-k breaker" narrows it
+test: services engines ## run the whole test suite; ARGS="-k breaker" narrows it
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## ruff, on package, tests and benchmarks
@@ -28,10 +39,10 @@ types: setup ## mypy, strict, on package and tests
 	@$(BIN)/mypy
 
 bench: setup ## measure: ratios within one run each, see docs/benchmarks.md
-	@for bench in protected_call recovery limiting overload engine mcp_throughput startup probes; do $(BIN)/python benchmarks/$$bench.py || exit 1; done
+	@for bench in protected_call recovery limiting overload instrumentation engine mcp_throughput startup probes; do $(BIN)/python benchmarks/$$bench.py || exit 1; done
 
 docs: setup ## write the parts of the documentation that come from the code
 	@$(BIN)/python -m llmkg_otel.telemetry.table > docs/telemetry.md
 
 clean: ## remove what `setup` and the tools have made
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-engines .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -169,12 +169,13 @@ def quantile(values: list[float], q: float) -> float:
 def report(taken: dict[str, dict[str, list[float]]]) -> list[str]:
     header = [f"{state} {q}" for state in STATES for q in ("p50", "p99")]
     rows = [["ms", *header, "busy p50 x", "busy p99 x"]]
+    floor = [quantile(taken[FLOOR]["busy"], q) for q in (0.5, 0.99)]
     for name, times in taken.items():
         values = [quantile(times[state], q) for state in STATES for q in (0.5, 0.99)]
-        ratios = [f"{values[2] / values[0]:.1f}", f"{values[3] / values[1]:.1f}"]
+        ratios = [f"{quantile(times['busy'], q) / at:.1f}" for q, at in zip((0.5, 0.99), floor, strict=True)]
         rows.append([name, *(f"{value:.2f}" for value in values), *ratios])
     worst = max(quantile(times["busy"], 0.99) for name, times in taken.items() if name != FLOOR)
-    told = f"{len(taken[FLOOR]['busy'])} probes of each kind in each state; ratios are to idle"
+    told = f"{len(taken[FLOOR]['busy'])} probes of each kind in each state; ratios are to the floor"
     return [told, aligned(rows), verdict("worst p99 while busy", worst, 5, at_most=True, unit=" ms"), ""]
 
 

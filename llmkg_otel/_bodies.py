@@ -11,26 +11,40 @@ from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from llmkg_otel.call import Call
 
-__all__ = ["awaitable", "is_async", "synchronous"]
+__all__ = ["check_sync", "in_thread", "is_async", "synchronous"]
 
 T = TypeVar("T")
 
 
 def is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awaitable[T]]]:
     """Say whether calling it gives a coroutine; else it is sync, and might block the loop."""
-    code = getattr(body, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
+    function: Any = body
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
     if code is not None:
         return bool(code.co_flags & inspect.CO_COROUTINE)
-    return inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(getattr(body, "__call__", None))  # noqa: B004 - not a test for callable
+    return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not a test for callable
 
 
-def awaitable(call: Call, body: Callable[[], Awaitable[T] | T]) -> Callable[[], Awaitable[T]]:
-    """Return what can be awaited on the loop: the body itself, or its run in a thread."""
-    return body if is_async(body) else partial(_in_thread, call, body)
+def check_sync(
+    operation: str, body: Callable[[], object], ladder: Mapping[str, Callable[[], object]]
+) -> None:
+    """Raise InvalidInputError for what is not sync: a rung too, before there is a call that needs it."""
+    if is_async(body):
+        raise InvalidInputError(f"{operation}: an async operation needs `await execute_protected_operation`")
+    for name, rung in ladder.items():
+        if is_async(rung):
+            raise InvalidInputError(f"{operation}: fallback {name} is async, its operation is not")
+
+
+def in_thread(call: Call, body: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    """Return what runs a sync body in a thread, to be awaited on the loop."""
+    return partial(_in_thread, call, body)
 
 
 def synchronous(operation: str, result: T) -> T:

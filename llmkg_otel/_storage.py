@@ -20,8 +20,8 @@ STORE_SECONDS = 0.05
 """How long one exchange with a shared store may take, connecting included, before it counts as down."""
 
 
-def open_storage(uri: str, key_prefix: str) -> Storage:
-    """Return the storage that a URI of `limits` names, for threads.
+def open_storage(uri: str, key_prefix: str, seconds: float = STORE_SECONDS) -> Storage:
+    """Return the storage that a URI of `limits` names, for threads; it waits `seconds` for each answer.
 
     Nothing is connected yet, except to a cluster, whose client asks for its nodes at once and raises
     what it raises when none answers.
@@ -29,24 +29,24 @@ def open_storage(uri: str, key_prefix: str) -> Storage:
     redis://, rediss://, redis+unix://, redis+cluster://, redis+sentinel://, and the same with valkey.
     Raises ConfigurationError for any other URI, and for a client library that is missing.
     """
-    opened = _open(uri, uri, key_prefix)
+    opened = _open(uri, uri, key_prefix, seconds)
     assert isinstance(opened, Storage)  # noqa: S101 - the URI says so
     return opened
 
 
 def open_async_storage(uri: str, key_prefix: str) -> AsyncStorage:
     """Do the same for coroutines of one event loop."""
-    opened = _open(f"async+{uri}", uri, key_prefix, implementation="redispy")
+    opened = _open(f"async+{uri}", uri, key_prefix, STORE_SECONDS, implementation="redispy")
     assert isinstance(opened, AsyncStorage)  # noqa: S101 - the URI says so
     return opened
 
 
-def _open(uri: str, shown: str, key_prefix: str, **options: Any) -> Storage | AsyncStorage:
+def _open(uri: str, shown: str, key_prefix: str, seconds: float, **options: Any) -> Storage | AsyncStorage:
     scheme = shown.partition("://")[0]
     if not scheme.startswith(("redis", "valkey")):
         raise ConfigurationError(f"storage_uri: {scheme}:// is not a store that can be shared: use redis://")
     try:
-        return storage_from_string(uri, key_prefix=key_prefix, **_impatient(scheme), **options)
+        return storage_from_string(uri, key_prefix=key_prefix, **_impatient(scheme, seconds), **options)
     except (ImportError, LimitsConfigurationError):
         library = "valkey" if scheme.startswith("valkey") else "redis"
         raise ConfigurationError(
@@ -58,12 +58,12 @@ def _open(uri: str, shown: str, key_prefix: str, **options: Any) -> Storage | As
         ) from None
 
 
-def _impatient(scheme: str) -> Mapping[str, Any]:
-    """Return client options for STORE_SECONDS: on a hung server the defaults block for 5 to 25 s."""
+def _impatient(scheme: str, seconds: float) -> Mapping[str, Any]:
+    """Return client options for so many seconds: on a hung server the defaults block for 5 to 25 s."""
     library = "valkey" if scheme.startswith("valkey") else "redis"
     backoff, retry = import_module(f"{library}.backoff"), import_module(f"{library}.retry")
     return {
-        "socket_timeout": STORE_SECONDS,
-        "socket_connect_timeout": STORE_SECONDS,
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
         "retry": retry.Retry(backoff.NoBackoff(), 0),
     }

@@ -1,4 +1,4 @@
-"""The command line: serve, checkpoints, restore, demo, doctor, config."""
+"""The command line: serve, checkpoints, restore, rules, dashboards, demo, doctor, config."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llmkg_otel._cli_rules import add_rules
 from llmkg_otel._config_sources import describe
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.errors import ConfigurationError
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmkg-otel: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        extra = "demo" if options.name == "demo" else "server"
+        extra = options.name if options.name in ("dashboards", "demo") else "server"
         print(f"llmkg-otel: {error.name} is missing: pip install 'llmkg-otel[{extra}]'", file=sys.stderr)
         return 2
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     _add_serve(commands)
     _add_checkpoints(commands)
+    add_rules(commands)
     demo = commands.add_parser("demo", help="run the server under real load and faults; check the books")
     demo.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds of load (20)")
     demo.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -55,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     doctor = commands.add_parser("doctor", help="check that the installed packages fit together")
     doctor.set_defaults(command=_doctor)
+    dashboards = commands.add_parser("dashboards", help="write the Grafana dashboards")
+    dashboards.add_argument("what", choices=["build"])
+    dashboards.add_argument("--out", type=Path, default=Path("dashboards"), metavar="DIR", help="dashboards")
+    dashboards.set_defaults(command=_dashboards)
     config = commands.add_parser("config", help="show the effective configuration, and what follows from it")
     config.add_argument(
         "what",
@@ -175,6 +181,14 @@ def _doctor(_options: argparse.Namespace) -> int:
     for finding in found:
         print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.detail}")
     return 0 if all(finding.ok for finding in found) else 1
+
+
+def _dashboards(options: argparse.Namespace) -> int:
+    from llmkg_otel.dashboards import write  # noqa: PLC0415 - rarely needed
+
+    for path in write(options.out):
+        print(path)
+    return 0
 
 
 def _config(options: argparse.Namespace) -> int:

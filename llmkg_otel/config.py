@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from llmkg_otel._config_instrumentation import InstrumentationConfig, Targets
 from llmkg_otel._config_notify import NotifyConfig
 from llmkg_otel._config_rates import RateLimitConfig, RateLimitRule, RateLimitRules
+from llmkg_otel._config_slo import SloConfig, Slos
 from llmkg_otel._config_sources import CheckedModelMeta, Section, file_source, ordered_sources
 from llmkg_otel._config_types import (
     Count,
@@ -38,6 +40,7 @@ __all__ = [
     "CircuitSharingConfig",
     "EngineConfig",
     "HealthCheckConfig",
+    "InstrumentationConfig",
     "LoadSheddingConfig",
     "MonitoringConfig",
     "NotifyConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "Section",
     "ServerConfig",
     "ShutdownConfig",
+    "SloConfig",
 ]
 
 
@@ -182,14 +186,17 @@ class LoadSheddingConfig(Section):
 class MonitoringConfig(Section):
     """Logs, and the collected points that status and alerts read.
 
-    `log_level` "debug" adds each call's start and end. `metric_retention_seconds` and
-    `max_metric_points` (per series) bound what alert rules can look back on.
+    `log_level` "debug" adds each call's start and end. `max_log_entries` recent log records are kept for
+    /logs. `redact_secrets` hides passwords, tokens and keys in log records on every way out.
+    `metric_retention_seconds` and `max_metric_points` (per series) bound what alert rules can look back on.
     """
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v),
     ] = "info"
+    max_log_entries: Count = 10_000
+    redact_secrets: bool = True
     enable_alerting: bool = True
     alert_check_interval_seconds: Seconds = 30.0
     max_metric_points: Count = 1000
@@ -200,13 +207,17 @@ class AlertingConfig(Section):
     """Which Prometheus rule files are evaluated in process, beside the built-in rules, and who is told.
 
     `notify` names the places. `trace_link` is a link to a trace, with `{trace_id}` in it (None: the id is
-    told without one).
+    told without one), and `external_url` a Prometheus that has the same metrics: an alert links to its
+    expression there. Active alerts and their history are kept in `state_file` (None: a restart forgets
+    them), one file a process.
     """
 
     default_rules: bool = True
     rule_files: tuple[Path, ...] = ()
     notify: dict[str, NotifyConfig] = Field(default_factory=dict)
     trace_link: str | None = Field(default=None, pattern=r"^https?://.*\{trace_id\}")
+    external_url: str | None = Field(default=None, pattern=r"^https?://[^/\s]")
+    state_file: Path | None = None
 
 
 class HealthCheckConfig(Section):
@@ -314,7 +325,9 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     """The whole configuration. The constructor reads the environment, and `load()` a file as well.
 
     Environment: `LLMKG_` and the field's path joined with `__`, for example
-    `LLMKG_RATE_LIMITING__REQUESTS_PER_SECOND=50`. `LLMKG_AUTH_TOKENS` holds name=token pairs.
+    `LLMKG_RATE_LIMITING__REQUESTS_PER_SECOND=50`. `LLMKG_AUTH_TOKENS` holds name=token pairs. For
+    auto-instrumentation, `LLMKG_INSTRUMENT` names further classes ("pkg.module:Class", comma separated),
+    and `LLMKG_PROTECT=true` protects the calls of all that are instrumented.
     Raises ConfigurationError that lists every wrong field with its path, value and what is allowed.
     """
 
@@ -336,6 +349,10 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     operations: dict[str, OperationConfig] = Field(default_factory=dict)
+    slos: Slos = Field(default_factory=dict)
+    instrumentation: InstrumentationConfig = InstrumentationConfig()
+    instrument: Targets = ()
+    protect: bool = False
     auth_tokens: TokenPairs = Field(default_factory=dict)
 
     @classmethod

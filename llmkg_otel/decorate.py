@@ -6,6 +6,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from llmkg_otel._bodies import is_async
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ def decorator(
     """Return what `ProductionSystem.protected` returns."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(f"{function.__qualname__} is a generator: protect what consumes it")
-        if inspect.iscoroutinefunction(function):
+        if isinstance(function, staticmethod | classmethod):  # below this decorator, or above it: the same
+            kind = cast("Any", type(function))
+            return cast("Callable[P, T]", kind(decorate(function.__func__)))
+        _check(function, fallbacks)
+        if is_async(cast("Callable[[], Any]", function)):
 
             @functools.wraps(function)
             async def protected(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -46,6 +49,26 @@ def decorator(
         return protected_sync
 
     return decorate
+
+
+def _check(function: Any, fallbacks: Mapping[str, Callable[..., Any]]) -> None:
+    """Raise ConfigurationError, before the first call, for a function that cannot be protected as it is."""
+    name = getattr(function, "__qualname__", None) or repr(function)
+    if not callable(function):
+        raise ConfigurationError(f"{name} cannot be called: protect the function that it is made of")
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    for each in (function, called):
+        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+            raise ConfigurationError(f"{name} is a generator: protect what consumes it")
+    if is_async(function):
+        return
+    if is_async(inspect.unwrap(function)):
+        raise ConfigurationError(
+            f"{name} is a sync wrapper around a coroutine function: protect that function, below the wrapper"
+        )
+    for rung, fallback in fallbacks.items():
+        if is_async(fallback):
+            raise ConfigurationError(f"{name}: fallback {rung} is async, {name} is not")
 
 
 def _with_arguments(

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
+    "EngineCancelledError",
+    "FailureReturnedError",
     "InvalidInputError",
     "LlmkgOtelError",
     "LoadShedError",
@@ -136,6 +138,21 @@ class OperationTimeoutError(LlmkgOtelError, TimeoutError):
         }
 
 
+class EngineCancelledError(LlmkgOtelError):
+    """The operation was cancelled from within, while nobody had cancelled its caller; outcome unknown.
+
+    asyncio says both with CancelledError. Passed on, it would end the caller's task as if that had been
+    cancelled, and a TaskGroup would take no note of it; the engine's own is this error's `__cause__`.
+    """
+
+    reason = "engine_cancelled"
+    blames_engine = True
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"{operation} was cancelled from within; nobody had cancelled its caller")
+        self.operation = operation
+
+
 class ConfigurationError(LlmkgOtelError, ValueError):
     """A configured value cannot work; the message names the field, the value and what is allowed."""
 
@@ -146,6 +163,20 @@ class InvalidInputError(LlmkgOtelError, ValueError):
     """The caller's argument is wrong: never retried, and never held against the engine."""
 
     reason = "invalid_input"
+
+
+class FailureReturnedError(LlmkgOtelError):
+    """An engine returned what stands for a failure (`Method.failures`); its callers get that, not this.
+
+    Attribute: `result`, what it returned.
+    """
+
+    reason = "failure_returned"
+    blames_engine = True
+
+    def __init__(self, operation: str, result: object) -> None:
+        super().__init__(f"{operation} returned what stands for a failure")
+        self.result = result
 
 
 class ResponseTooLargeError(LlmkgOtelError):

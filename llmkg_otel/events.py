@@ -102,7 +102,7 @@ class SheddingLimitChanged:
 
 @dataclass(frozen=True, slots=True)
 class TimeLimitIgnored:
-    """A sync operation ran past its time limit, for `seconds`: it has returned now, or its thread runs on."""
+    """An operation ran past its time limit, for `seconds` in all: it has returned now, or goes on."""
 
     operation: str
     seconds: float

@@ -44,7 +44,10 @@ _log = logging.getLogger(__name__)
 class Operation:
     """The policies of one operation. Reconfiguring keeps their state: counts, circuit, permits in use.
 
-    `abandoned` are the outcomes of threads whose calls have ended without them.
+    `pools` are those a call needs a permit of, and `levels` the rate limits it has to pass; a call within
+    another was admitted with it, and only meets what bounds its own operation: `pools_within`,
+    `levels_within` (None: nothing). `abandoned` are the outcomes of threads whose calls have ended without
+    them.
     """
 
     def __init__(
@@ -91,12 +94,11 @@ class Operation:
         self.criticality = config.criticality
         if self.levels.rules != (rules := rules_of(config.rate_limit)):
             self.levels = self._rates.levels(self.name, rules)
+        self.levels_within = self.levels.within(self.name) if rules else None
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
-    def pools_of(self, call: Call) -> tuple[PermitPool, ...]:
-        """Return the pools a call needs a permit of; what a call around it holds is had already."""
-        if not call.nested:
-            return self.pools
+    def pools_within(self, call: Call) -> tuple[PermitPool, ...]:
+        """Return the pools that a call within a call needs a permit of: what one around it has will do."""
         return () if self.bulkhead is None or self._is_around(call) else (self.bulkhead,)
 
     def _is_around(self, call: Call) -> bool:
@@ -108,8 +110,9 @@ class Operation:
 
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
-        if not call.left_a_thread:
-            _release(pools)
+        if not (call.threads and call.left_a_thread):
+            for pool in pools:
+                pool.release()
             return
         left = [thread for thread in call.threads if not thread.done()]
         for thread in left:
@@ -195,6 +198,12 @@ class Operations:
         if operation.name != name:
             raise ConfigurationError(
                 f"operation {name!r}: {MAX_OPERATIONS} operations exist already, it shares those of {OTHER}"
+            )
+        configured = self._config.operations.get(name, OperationConfig()).fallbacks
+        if "fallbacks" in config.model_fields_set and config.fallbacks != configured:
+            raise ConfigurationError(
+                f"operations.{name}.fallbacks = {config.fallbacks!r}: is read at the start, where it is"
+                f" {configured!r}; set it in the configuration of the system"
             )
         operation.configure(config, self._config)
 

@@ -13,12 +13,18 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel import call as current
-from llmkg_otel._bodies import awaitable, is_async, synchronous
-from llmkg_otel._watch import Watch
-from llmkg_otel.errors import CircuitOpenError, InvalidInputError, LlmkgOtelError, OperationTimeoutError
+from llmkg_otel._bodies import check_sync, in_thread, is_async, synchronous
+from llmkg_otel._watch import Watch, Watches
+from llmkg_otel.errors import (
+    CircuitOpenError,
+    EngineCancelledError,
+    InvalidInputError,
+    LlmkgOtelError,
+    OperationTimeoutError,
+)
 from llmkg_otel.events import TimeLimitIgnored
 from llmkg_otel.recovery.fallback import fall_back, fall_back_sync
 
@@ -40,9 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 T = TypeVar("T")
-
-PATIENT_SHARE = 0.5
-"""An attempt that ran out of time had this share of what it may take, or it says nothing of the engine."""
 
 
 class Pipeline:
@@ -70,6 +73,7 @@ class Pipeline:
         self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
+        self._watches = Watches(self._tell_of_late)
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
 
@@ -80,19 +84,23 @@ class Pipeline:
 
         `ladder` names what may answer instead when the engine fails, in order.
         """
-        target = awaitable(call, body)
-        call.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
+        target = body if is_async(body) else in_thread(call, body)
+        call.task = task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - whoever awaits is in one; a cast would be a call
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools_of(call), 0
+            pools, held = op.pools_within(call) if call.nested else op.pools, 0
             try:
-                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
-                if pending is not None:
-                    await pending.settle()
-                self._resources.check(op.name)
+                levels = op.levels_within if call.nested else op.levels
+                if levels is not None:
+                    pending = self._rates.check(op.name, levels, call.user_id, call.started, call.cost)
+                    if pending is not None:
+                        await pending.settle()
+                if not call.nested:
+                    self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire(call.criticality):
                         seconds = min(self._max_wait, call.remaining())
@@ -124,21 +132,21 @@ class Pipeline:
         self, op: Operation, call: Call, body: Callable[[], T], ladder: Ladder[T] | None = None
     ) -> T:
         """Do the same in the calling thread. A deadline cannot interrupt `body`; it stops retries."""
-        if is_async(body):
-            raise InvalidInputError(
-                f"{op.name}: an async operation needs `await execute_protected_operation`"
-            )
+        check_sync(op.name, body, ladder or {})
         error: BaseException | None = None
         token = current.enter(call)
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools_of(call), 0
+            pools, held = op.pools_within(call) if call.nested else op.pools, 0
             try:
-                pending = self._rates.check(op.name, op.levels, call.user_id, call.started, call.cost)
-                if pending is not None:
-                    pending.settle_sync()
-                self._resources.check(op.name)
+                levels = op.levels_within if call.nested else op.levels
+                if levels is not None:
+                    pending = self._rates.check(op.name, levels, call.user_id, call.started, call.cost)
+                    if pending is not None:
+                        pending.settle_sync()
+                if not call.nested:
+                    self._resources.check(op.name)
                 for pool in pools:
                     if not pool.try_acquire(call.criticality):
                         seconds = min(self._max_wait, call.remaining())
@@ -220,68 +228,87 @@ class Pipeline:
     async def _attempt(
         self, op: Operation, call: Call, task: asyncio.Task[Any], body: Callable[[], Awaitable[T]]
     ) -> T:
-        seconds = min(op.attempt_timeout, _time_left(op, call))
-        ticket = op.breaker.door or await op.breaker.admit()
+        started, watch, loop = time.monotonic(), self._watch, task.get_loop()
+        if watch is None or watch.loop is not loop:
+            watch = self._watch = self._watches.of(loop)
+        if (left := call.deadline - started) <= 0:
+            raise OperationTimeoutError(op.name, "deadline", call.timeout)
+        seconds = left if left < op.attempt_timeout else op.attempt_timeout  # noqa: FURB136 - 0.1 us a call
+        if (ticket := op.breaker.door) is None:
+            ticket = await op.breaker.admit()
+            started = time.monotonic()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
-        loop, cancelling, watch = task.get_loop(), task.cancelling(), self._watch
-        if watch is None or watch.loop is not loop:
-            watch = self._watch = Watch(loop)
-        began, started = self._begin(call), time.monotonic()
+        cancelling = task.cancelling()
+        began = None if self._shedding is None else self._begin(call, self._shedding)
         watch.start(call, started + seconds)
         try:
             result = await body()
         except BaseException as raised:
-            timeout = None
-            ours = watch.stop(call) and task.uncancel() <= cancelling  # else somebody cancelled from outside
-            if ours and isinstance(raised, asyncio.CancelledError):
-                timeout = _timeout(op, call, seconds)
-                # Waits of ours, for a permit or before a retry, are no fault of the engine's.
-                call.hurried |= seconds < PATIENT_SHARE * min(op.attempt_timeout, op.timeout)
-            self._report(op, call, ticket, timeout or raised, started)
-            self._learn(op, began, counts=timeout is not None and not call.hurried)
+            late = watch.stop(call) and task.uncancel() <= cancelling
+            cancelled = isinstance(raised, asyncio.CancelledError) and task.cancelling() <= cancelling
+            other = _made_of(op, call, seconds, late=late) if cancelled else None
+            self._report(op, call, ticket, other or raised, started, cut_after=seconds if late else 0.0)
+            self._learn(op, began, counts=isinstance(other, OperationTimeoutError) and not call.hurried)
             if span is not None:
-                self._observer.attempt_ended(span, timeout or raised)
-            if timeout is None:
+                self._observer.attempt_ended(span, other or raised)
+            if other is None:
                 raise
-            raise timeout from None
+            try:
+                raise other from (None if late else raised)
+            finally:
+                del other  # it refers to this frame, which would refer to it
         if watch.stop(call):
             task.uncancel()
+            self._tell_of_late(call, returned=True)
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
-        self._learn(op, began, counts=True)
+        if began is not None:
+            self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
 
     def _attempt_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
-        _time_left(op, call)
+        if call.remaining() <= 0:
+            raise OperationTimeoutError(op.name, "deadline", call.timeout)
         ticket = op.breaker.door or op.breaker.admit_sync()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
-        began, started = self._begin(call), time.monotonic()
+        began = None if self._shedding is None else self._begin(call, self._shedding)
+        started = time.monotonic()
         try:
             result = synchronous(op.name, body())
         except BaseException as raised:
-            self._report(op, call, ticket, raised, started)
+            # No task runs in here that somebody could have cancelled.
+            own = EngineCancelledError(op.name) if isinstance(raised, asyncio.CancelledError) else None
+            self._report(op, call, ticket, own or raised, started)
             self._learn(op, began, counts=False)
             self._tell_if_late(op, started)
             if span is not None:
-                self._observer.attempt_ended(span, raised)
-            raise
+                self._observer.attempt_ended(span, own or raised)
+            if own is None:
+                raise
+            raise own from raised
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         self._tell_if_late(op, started)
-        self._learn(op, began, counts=True)
+        if began is not None:
+            self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
+
+    def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
+        """Report a call that goes on, or has gone on, after its attempt was cancelled."""
+        seconds = time.monotonic() - call.started
+        self._observer.on_event(TimeLimitIgnored(call.operation, seconds, returned=returned))
 
     def _tell_if_late(self, op: Operation, started: float) -> None:
         if (seconds := time.monotonic() - started) > op.attempt_timeout:
             self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
 
-    def _begin(self, call: Call) -> Began | None:
+    def _begin(self, call: Call, shedding: LoadShedding) -> Began | None:
         """Let load shedding know that the engine is called; a call within a call is part of its time."""
-        return None if self._shedding is None or call.nested else self._shedding.begin(self._permits)
+        return None if call.nested else shedding.begin(self._permits)
 
     def _learn(self, op: Operation, began: Began | None, *, counts: bool) -> None:
         """Let load shedding know that the engine is done, and whether that says how fast it is."""
@@ -289,11 +316,24 @@ class Pipeline:
             self._shedding.end(began, op.name, self._permits, counts=counts)
 
     def _report(
-        self, op: Operation, call: Call, ticket: Ticket, error: BaseException, started: float
+        self,
+        op: Operation,
+        call: Call,
+        ticket: Ticket,
+        error: BaseException,
+        started: float,
+        *,
+        cut_after: float = 0.0,
     ) -> None:
+        """Let the breaker know of a failed attempt, which was cancelled after some seconds (0: was not)."""
         call.attempt_seconds = time.monotonic() - started
-        if self._blames_engine(error, call):
-            op.breaker.failed(ticket, error, started=started)
+        if cut_after:
+            # Waits of ours, for a permit or before a retry, are no fault of the engine's either.
+            call.hurried = cut_after < op.breaker.patience(min(op.attempt_timeout, op.timeout))
+            if not isinstance(error, OperationTimeoutError):
+                self._tell_of_late(call, returned=True)
+        if self._blames_engine(error, call) and not (cut_after and call.hurried):
+            op.breaker.failed(ticket, cast("Exception", error), started=started)
         else:
             op.breaker.ignored(ticket)
 
@@ -301,7 +341,7 @@ class Pipeline:
         """Say whether another answer may stand in: the engine fails, or its circuit is open."""
         return isinstance(error, CircuitOpenError) or self._blames_engine(error, call)
 
-    def _blames_engine(self, error: BaseException, call: Call) -> TypeGuard[Exception]:
+    def _blames_engine(self, error: BaseException, call: Call) -> bool:
         if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
             return False
         if isinstance(error, OperationTimeoutError) and error.kind == "deadline" and call.hurried:
@@ -309,15 +349,10 @@ class Pipeline:
         return not isinstance(error, LlmkgOtelError) or error.blames_engine
 
 
-def _time_left(op: Operation, call: Call) -> float:
-    """Return the seconds until the call's deadline; raise OperationTimeoutError if it has passed."""
-    remaining = call.deadline - time.monotonic()
-    if remaining <= 0:
-        raise OperationTimeoutError(op.name, "deadline", call.timeout)
-    return remaining
-
-
-def _timeout(op: Operation, call: Call, seconds: float) -> OperationTimeoutError:
+def _made_of(op: Operation, call: Call, seconds: float, *, late: bool) -> Exception:
+    """Return what a cancellation was that did not come from outside: our own timer's, or the engine's."""
+    if not late:
+        return EngineCancelledError(op.name)
     if seconds < op.attempt_timeout:
         return OperationTimeoutError(op.name, "deadline", call.timeout)
     return OperationTimeoutError(op.name, "attempt", seconds)

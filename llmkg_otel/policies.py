@@ -28,7 +28,6 @@ class Policies:
         limits, shedding, sharing = config.resources, config.load_shedding, config.circuit_sharing
         most = limits.max_concurrent_operations
         self.calls = ActiveCalls()
-        self.retry_budget = RetryBudget(lambda: len(self.calls))
         self.rate_limits = make_rate_limits(config.rate_limiting)
         self.resources = Resources(limits)
         self.load_shedding = None if shedding.mode == "off" else LoadShedding(shedding, most, observer)
@@ -36,6 +35,7 @@ class Policies:
         permits = PermitPool(
             "operations", most, limits.max_queued_operations, observer, shedding=self.load_shedding
         )
+        self.retry_budget = RetryBudget(lambda: permits.usage)
         self.operations = Operations(
             config,
             permits=permits,

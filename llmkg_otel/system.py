@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
+from llmkg_otel._forks import refuse_in_forks
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.call import Call, CallOptions
@@ -29,6 +30,7 @@ from llmkg_otel.status import breaker_status, system_status
 from llmkg_otel.telemetry.exports import ExportWatch
 from llmkg_otel.telemetry.live import observe
 from llmkg_otel.telemetry.observer import TelemetryObserver
+from llmkg_otel.telemetry.quiet import quietly
 from llmkg_otel.telemetry.setup import set_up_telemetry
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class ProductionSystem:
         self.engine = engine
         self.config = config = config or ProductionConfig.load()
         logging.getLogger("llmkg_otel").setLevel(config.monitoring.log_level.upper())
-        self.telemetry = set_up_telemetry(tracer_provider, meter_provider)
+        self.telemetry = set_up_telemetry(tracer_provider, meter_provider, config.monitoring)
         meter = self.telemetry.meter()
         self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
         policies = Policies(config, observer)
@@ -107,14 +109,18 @@ class ProductionSystem:
             self.telemetry.collected.collect,
             observer,
             observer.alerts_evaluated,
+            no_data=self.telemetry.collected.no_data,
             on_told=observer.alert_told,
             failing_trace=observer.failing_trace,
+            quietly=quietly,
         )
         if (close := getattr(engine, "aclose", None)) is not None:
             self._sequence.register("engine", close)  # first to register, so last to close
         register_own_checks(self)
         self._started_at = time.monotonic()
+        self._version = version("llmkg-otel")  # here: it reads files
         observe(meter, self)
+        refuse_in_forks(self)
 
     async def start(self) -> None:
         """Start the background work, check the components once, and be ready to serve.
@@ -137,6 +143,7 @@ class ProductionSystem:
 
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
+        yield "recent_logs", self.telemetry.recent_logs.start, self.telemetry.recent_logs.stop
         yield "resources", self.resources.start, self.resources.stop
         if (rates := self.rate_limits).store_state is not None:
             yield "rate_limits", rates.start, rates.close
@@ -223,6 +230,7 @@ class ProductionSystem:
         operation: Callable[[], T],
         *,
         fallbacks: Ladder[T] | None = None,
+        enrich_current_span: bool = False,
         **options: Unpack[CallOptions],
     ) -> T:
         """Run a sync operation in the calling thread under the same policies; waits block the thread.
@@ -231,7 +239,7 @@ class ProductionSystem:
         `execute_protected_operation` does.
         """
         op = self.operations.named(operation_name)
-        call = _call(op, options)
+        call = _call(op, options, span_owner=not enrich_current_span)
         return self._pipeline.run_sync(op, call, operation, fallbacks)
 
     def protected(
@@ -317,7 +325,7 @@ class ProductionSystem:
         """Do what `get_health_report` does, from any thread."""
         components = self.health.components()
         return SystemHealthReport(
-            aggregate(components), components, time.time(), version("llmkg-otel"), self.lifecycle.state
+            aggregate(components), components, time.time(), self._version, self.lifecycle.state
         )
 
     def get_prometheus_metrics(self) -> str:

@@ -1,6 +1,11 @@
 #!/bin/sh
 # Install what tests talk to. What is missing afterwards makes its tests skip, with the reason; CI fails then.
 set -eu
+nice "$(dirname "$0")/collector.sh" >/dev/null 2>&1 & # takes minutes the first time; its tests come last, and wait
+cd "$(dirname "$0")/.."
+if command -v go >/dev/null; then # the reference for PromQL; kept in ~/.cache/llmkg-otel
+    .venv/bin/python tests/support/promtool3.py >/dev/null || echo "could not build promtool 3" >&2
+fi
 as_root=
 if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null && sudo -n true 2>/dev/null && as_root=sudo || exit 0

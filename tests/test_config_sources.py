@@ -75,8 +75,8 @@ def test_a_section_object_as_an_argument_stands_for_the_whole_section(file: Path
         ("LLMKG_SERVR", "; did you mean LLMKG_SERVER?"),
         ("LLMKG_CONFG", "; did you mean LLMKG_CONFIG?"),
         ("llmkg_config", "; did you mean LLMKG_CONFIG?"),
-        ("LLMKG_PROTECT", ""),
-        ("LLMKG_INSTRUMENT", ""),
+        ("LLMKG_PROTCT", "; did you mean LLMKG_PROTECT?"),
+        ("LLMKG_INSTRUMNT", "; did you mean LLMKG_INSTRUMENT?"),
         ("LLMKG_ZZZZZZZZ", ""),
     ],
 )
@@ -218,10 +218,10 @@ def test_describe_tells_value_and_origin_of_every_option(
     monkeypatch.setenv("LLMKG_SERVER__OPERATOR_TOKEN", SECRET)
     arguments = {"health": {"history_size": 7}}
     rows = describe(ProductionConfig.load(toml, **arguments), toml, arguments)
-    several = ("alerting.notify.", "operations.", "auth_tokens.", "rate_limiting.per_user.")
+    several = ("alerting.notify.", "operations.", "slos.", "auth_tokens.", "rate_limiting.per_user.")
     options = [path for path in LEAVES if not path.startswith(several)]
     assert sorted(path for path, _, _ in rows) == sorted(
-        [*options, "alerting.notify", "operations", "auth_tokens.a", "rate_limiting.per_user"]
+        [*options, "alerting.notify", "operations", "slos", "auth_tokens.a", "rate_limiting.per_user"]
     )
     assert [row for row in rows if row[2] != "default"] == [
         ("rate_limiting.requests_per_second", "9.0", "environment"),

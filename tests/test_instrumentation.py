@@ -12,7 +12,6 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support.servers import DEADLINE_SECONDS, SCRIPTS, Servers
 
 from llmkg_otel import EmbeddedKnowledgeEngine, LLMKGInstrumentor
-from llmkg_otel.engine.profiles import PROFILES
 from llmkg_otel.engine.protocol import Fact
 from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.testing import CapturedTelemetry, OtlpReceiver, captured_telemetry
@@ -103,7 +102,11 @@ async def test_an_operation_has_one_client_span_and_one_duration(
     await engine.aclose()
     stored, failed = instrumented.spans()
     assert (stored.name, stored.kind) == ("store_facts", SpanKind.CLIENT)
-    assert dict(stored.attributes or {}) == {"db.system.name": "sqlite", "db.operation.name": "store_facts"}
+    assert dict(stored.attributes or {}) == {
+        "db.system.name": "sqlite",
+        "db.operation.name": "store_facts",
+        "db.response.returned_rows": 1,
+    }
     assert failed.status.status_code is StatusCode.ERROR
     assert (failed.attributes or {})["error.type"] == "invalid_input"
     assert not failed.events
@@ -119,10 +122,3 @@ def test_uninstrumenting_leaves_the_class_as_it_was() -> None:
         assert vars(EmbeddedKnowledgeEngine)["search"] is not before["search"]
         LLMKGInstrumentor().uninstrument()
     assert dict(vars(EmbeddedKnowledgeEngine)) == before
-
-
-def test_every_method_that_a_profile_names_exists() -> None:
-    for profile in PROFILES:
-        module = __import__(profile.module, fromlist=[profile.class_name])
-        engine_class = getattr(module, profile.class_name)
-        assert all(callable(getattr(engine_class, method)) for method in profile.methods)

@@ -13,7 +13,8 @@ from support.servers import Servers, http_get
 
 import llmkg_otel
 from llmkg_otel._config_sources import Section
-from llmkg_otel.config import NotifyConfig, OperationConfig, ProductionConfig, RateLimitRule
+from llmkg_otel.config import NotifyConfig, OperationConfig, ProductionConfig, RateLimitRule, SloConfig
+from llmkg_otel.engine.profiles import Method, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,9 @@ SECTIONS: dict[str, type[Section]] = {
     "notify": NotifyConfig,
     "operations": OperationConfig,
     "per_user": RateLimitRule,
+    "profiles": Profile,
+    "methods": Method,
+    "slos": SloConfig,
 }
 OPTIONS = [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
 NAMES = [name for _, name in OPTIONS]

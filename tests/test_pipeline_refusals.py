@@ -19,6 +19,8 @@ from support.calls import (
     in_the_calling_thread,
     nested,
     nested_sync,
+    retried,
+    retried_sync,
 )
 
 from llmkg_otel.call import current_call, remaining_time
@@ -76,11 +78,32 @@ async def test_a_refused_call_never_reaches_the_engine(
 async def test_a_refusal_inside_a_call_ends_both(
     path: Path, make_system: MakeSystem, telemetry: CapturedTelemetry
 ) -> None:
-    users = RateLimitConfig(burst_capacity=1, requests_per_second=1e-3)
-    system = make_system(rate_limiting=users, operations={"op": OperationConfig(max_concurrent=1)})
-    with everything_given_back(system), pytest.raises(RejectedError):
+    once_an_hour = RateLimitRule(requests_per_second=1 / 3600, burst_capacity=1)
+    system = make_system(operations={"op": OperationConfig(rate_limit=once_an_hour, max_concurrent=1)})
+    REFUSALS["rate_limited"](system)
+    with everything_given_back(system), pytest.raises(RejectedError) as refused:
         await path(system, lambda: None)
+    assert (refused.value.operation, refused.value.scope) == ("op", "operation")
     assert_told_once(system, telemetry, "rate_limited")
+
+
+@pytest.mark.parametrize("path", [nested, nested_sync, retried, retried_sync])
+async def test_a_chain_of_calls_is_admitted_once(path: Path, make_system: MakeSystem) -> None:
+    once = RateLimitRule(requests_per_second=1 / 3600, burst_capacity=1)
+    limits = RateLimitConfig(burst_capacity=1, requests_per_second=1 / 3600, per_user=once)
+    system = make_system(rate_limiting=limits)
+    assert await path(system, lambda: "answer") == "answer"
+    assert system.rate_limits.decisions["global", "acquired"] == 1
+    with pytest.raises(RejectedError):
+        await path(system, lambda: "answer")
+
+
+async def test_memory_that_runs_out_within_a_call_refuses_no_call_inside_it(system: ProductionSystem) -> None:
+    async def outer() -> str:
+        REFUSALS["resource_exhausted"](system)
+        return await system.execute_protected_operation("op", lambda: "answer")
+
+    assert await system.execute_protected_operation("outer", outer) == "answer"
 
 
 @pytest.mark.parametrize("path", [asynchronous, in_the_calling_thread])

@@ -15,7 +15,10 @@ from llmkg_otel.cli import main
 from llmkg_otel.telemetry.semconv import INSTRUMENTS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "recovery.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("guide", "recovery", "alerting", "engines")),
+]
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES

@@ -153,4 +153,4 @@ async def test_health_and_alerts_are_those_of_the_report_and_the_rules(busy: Pro
     breakers = status["health"]["components"]["circuit_breakers"]
     assert breakers == {"status": "warn", "message": "op open", "essential": False}
     assert status["health"]["components"]["engine"]["status"] == "pass"
-    assert status["alerts"] == {"rules": 0, "active": [], "errors": []}
+    assert status["alerts"] == {"rules": 0, "active": [], "errors": [], "history": []}

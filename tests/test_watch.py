@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmkg_otel import OperationConfig
-from llmkg_otel._watch import Watch
+from llmkg_otel._watch import Watch, Watches
 from llmkg_otel.call import Call
 from llmkg_otel.errors import OperationTimeoutError, RejectedError
 
@@ -35,8 +35,11 @@ def watched(watch: Watch, end: float) -> tuple[Call, asyncio.Task[None]]:
     return call, call.task
 
 
+told: list[Call] = []
+
+
 async def test_calls_are_cut_in_the_order_of_their_deadlines_whatever_the_order_they_came_in() -> None:
-    watch = Watch(asyncio.get_running_loop())
+    watch = Watch(asyncio.get_running_loop(), told.append)
     now = asyncio.get_running_loop().time()
     cut: list[int] = []
     tasks = []
@@ -54,7 +57,7 @@ async def test_calls_are_cut_in_the_order_of_their_deadlines_whatever_the_order_
 
 
 async def test_a_call_that_ended_in_time_is_left_alone_and_the_next_one_is_still_watched() -> None:
-    watch = Watch(asyncio.get_running_loop())
+    watch = Watch(asyncio.get_running_loop(), told.append)
     now = asyncio.get_running_loop().time()
     early, spared = watched(watch, now + 0.001)
     late, cut = watched(watch, now + 0.005)
@@ -63,6 +66,18 @@ async def test_a_call_that_ended_in_time_is_left_alone_and_the_next_one_is_still
     assert watch.stop(late) is True
     assert not spared.done()
     spared.cancel()
+
+
+async def test_a_call_that_does_not_heed_its_cancellation_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmkg_otel._watch.GRACE_SECONDS", 0.001)
+    told: asyncio.Queue[Call] = asyncio.Queue()
+    watch = Watch(asyncio.get_running_loop(), told.put_nowait)
+    heeds, cut = watched(watch, 0.0)
+    await asyncio.wait({cut})
+    watch.stop(heeds)
+    ignores, _ = watched(watch, 0.0)
+    assert await told.get() is ignores
+    assert told.empty()
 
 
 async def test_one_system_keeps_the_deadlines_of_many_calls_apart(system: ProductionSystem) -> None:
@@ -105,3 +120,26 @@ async def test_a_call_leaves_no_reference_cycle_behind(
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def test_each_loop_has_one_watch_and_those_of_closed_loops_are_let_go() -> None:
+    watches = Watches(lambda _call: None)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    assert watches.of(first) is watches.of(first) is not watches.of(second)
+    first.close()
+    third = asyncio.new_event_loop()
+    assert set(watches._by_loop) == {first, second}
+    watches.of(third)
+    assert set(watches._by_loop) == {second, third}
+    second.close()
+    third.close()
+
+
+def test_calls_that_alternate_between_two_loops_leave_one_timer_on_each(system: ProductionSystem) -> None:
+    loops = [asyncio.new_event_loop(), asyncio.new_event_loop()]
+    for _ in range(5):
+        for loop in loops:
+            loop.run_until_complete(system.execute_protected_operation("op", answer))
+    assert [len(loop._scheduled) for loop in loops] == [1, 1]  # type: ignore[attr-defined]
+    for loop in loops:
+        loop.close()

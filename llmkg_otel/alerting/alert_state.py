@@ -1,12 +1,13 @@
 """One alert rule's alerts, and how an evaluation's result moves them: pure, no clock, no store.
 
-Source: Prometheus 3.5 `rules/alerting.go`, AlertingRule.Eval.
+Source: Prometheus 3.5 `rules/alerting.go`, AlertingRule.Eval; what it has no word for is an alert that is
+held after a restart, see `restoration`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmkg_otel.alerting.promql import EvaluationError, Labels, Sample
 from llmkg_otel.alerting.promql.values import labels_of, without
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
 
     from llmkg_otel.alerting.rules import AlertRule
 
-__all__ = ["ActiveAlert", "Alerts", "Transition", "next_alerts"]
+__all__ = ["ActiveAlert", "Alerts", "Change", "Transition", "next_alerts", "without_alerts"]
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveAlert:
     """One alert that is pending or firing.
 
-    `active_since`, `fired_at` (None while pending) and `keep_firing_since` (None unless only
-    keep_firing_for holds it up) are seconds since the epoch; `value` is the newest.
+    `active_since`, `fired_at` (None while pending), `seen_at` (the last evaluation at which it was active)
+    and `keep_firing_since` (None unless only keep_firing_for holds it up) are seconds since the epoch;
+    `value` is the newest. `held_until` is None but for an alert from before a restart that has not been
+    seen since.
     """
 
     alert: str
@@ -34,20 +37,28 @@ class ActiveAlert:
     active_since: float
     fired_at: float | None
     value: float
+    seen_at: float
     keep_firing_since: float | None = None
+    held_until: float | None = None
 
 
 Alerts = dict[Labels, ActiveAlert]
 """A rule's alerts by their labels; replaced whole, never changed."""
 
 
+class Change(NamedTuple):
+    """What became of an alert; "inactive" is one that ended before it fired."""
+
+    state: Literal["pending", "firing", "resolved", "inactive"]
+    alert: ActiveAlert
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The alerts after an evaluation, and which of them began to fire or were resolved in it."""
+    """The alerts after an evaluation, and what changed in it."""
 
     alerts: Alerts
-    fired: tuple[ActiveAlert, ...]
-    resolved: tuple[ActiveAlert, ...]
+    changes: tuple[Change, ...]
 
 
 def next_alerts(rule: AlertRule, before: Alerts, samples: list[Sample], now: float) -> Transition:
@@ -57,26 +68,37 @@ def next_alerts(rule: AlertRule, before: Alerts, samples: list[Sample], now: flo
     """
     found = _found(rule, samples, now)
     after: Alerts = {}
-    resolved = []
+    ended = []
     for labels, alert in before.items():
         seen = found.pop(labels, None)
         if seen is not None:
             after[labels] = replace(
-                alert, value=seen.value, annotations=seen.annotations, keep_firing_since=None
+                seen, state=alert.state, active_since=alert.active_since, fired_at=alert.fired_at
             )
+        elif alert.held_until is not None and now < alert.held_until:
+            after[labels] = alert
         elif _kept_firing(rule, alert, now):
-            after[labels] = replace(alert, keep_firing_since=alert.keep_firing_since or now)
-        elif alert.state == "firing":
-            resolved.append(alert)
+            since = now if alert.keep_firing_since is None else alert.keep_firing_since
+            after[labels] = replace(alert, seen_at=now, keep_firing_since=since, held_until=None)
+        else:
+            ended.append(alert)
     after.update(found)
-    fired = []
+    changes = []
     for labels, alert in after.items():
         if alert.state == "pending" and _milliseconds(now - alert.active_since) >= _milliseconds(
             rule.for_seconds
         ):
             after[labels] = replace(alert, state="firing", fired_at=now)
-            fired.append(after[labels])
-    return Transition(after, tuple(fired), tuple(resolved))
+            changes.append(Change("firing", after[labels]))
+        elif labels in found:
+            changes.append(Change("pending", alert))
+    return Transition(after, (*changes, *without_alerts(ended).changes))
+
+
+def without_alerts(ended: list[ActiveAlert]) -> Transition:
+    """Return the end of these alerts."""
+    changes = (Change("resolved" if each.state == "firing" else "inactive", each) for each in ended)
+    return Transition({}, tuple(changes))
 
 
 def _found(rule: AlertRule, samples: list[Sample], now: float) -> Alerts:
@@ -89,8 +111,8 @@ def _found(rule: AlertRule, samples: list[Sample], now: float) -> Alerts:
             raise EvaluationError(
                 "vector contains metrics with the same labelset after applying alert labels"
             )
-        annotations = labels_of((name, template.expand(labels, value)) for name, template in rule.annotations)
-        found[key] = ActiveAlert(rule.name, key, annotations, "pending", now, None, value)
+        annotations = tuple(sorted((name, text.expand(labels, value)) for name, text in rule.annotations))
+        found[key] = ActiveAlert(rule.name, key, annotations, "pending", now, None, value, now)
     return found
 
 

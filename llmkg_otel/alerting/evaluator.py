@@ -8,9 +8,19 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
-from llmkg_otel.alerting.alert_state import ActiveAlert, Alerts, alert_series, next_alerts
+from llmkg_otel.alerting.alert_state import (
+    ActiveAlert,
+    Alerts,
+    Change,
+    alert_series,
+    next_alerts,
+    without_alerts,
+)
+from llmkg_otel.alerting.history import AlertHistory
 from llmkg_otel.alerting.promql import EvaluationError, SharedResults
 from llmkg_otel.alerting.promql.values import METRIC_NAME, labels_of
+from llmkg_otel.alerting.restoration import belongs_to, held, returned
+from llmkg_otel.alerting.rule_relations import fill_times
 from llmkg_otel.alerting.rules import AlertRule, RecordingRule
 from llmkg_otel.events import AlertChanged
 
@@ -42,22 +52,26 @@ class RuleFailure:
 
 @dataclass(slots=True)
 class _Rule:
-    """A rule's state: its alerts and its failure are replaced whole, so a reader needs no lock."""
+    """A rule's state: its alerts and its failure are replaced whole, so a reader needs no lock.
+
+    `pending` are alerts from before a restart that have not been active since.
+    """
 
     group: RuleGroup
     rule: AlertRule | RecordingRule
     source: str
     alerts: Alerts = field(default_factory=dict)
+    pending: Alerts = field(default_factory=dict)
     failure: RuleFailure | None = None
 
 
 class AlertEvaluator:
     """Evaluates rule groups on a store's samples and reports alerts that fire or are resolved.
 
-    `evaluate` belongs to one thread at a time (a second waits); `active`, `states` and `errors` may be
-    called on any, and never wait for an evaluation. `clock` gives seconds since the epoch; `interval_seconds`
-    is the step of subqueries that have none, as Prometheus' global evaluation_interval. Emits
-    AlertChanged when an alert begins to fire and when a firing one is resolved.
+    `evaluate` belongs to one thread at a time (a second waits); `active`, `states`, `errors` and `history`
+    may be read on any, and never wait for an evaluation. `clock` gives seconds since the epoch;
+    `interval_seconds` is the step of subqueries that have none, as Prometheus' global evaluation_interval.
+    Emits AlertChanged when an alert begins to fire and when a firing one is resolved.
     """
 
     def __init__(
@@ -74,6 +88,7 @@ class AlertEvaluator:
         self._clock = clock
         self._interval = interval_seconds
         self._evaluating = Lock()
+        self.history = AlertHistory()
         self._groups = [(group, [_Rule(group, rule, "") for rule in group.rules]) for group in groups]
         recorded = {rule.name for group in groups for rule in group.rules if isinstance(rule, RecordingRule)}
         self._written = frozenset(recorded | {"ALERTS", "ALERTS_FOR_STATE"})
@@ -90,15 +105,52 @@ class AlertEvaluator:
         """
         at = self._clock() if now is None else now
         with self._evaluating:
-            shared = SharedResults(self._written)
+            shared: dict[float, SharedResults] = {}  # one for each instant that is looked at
             for number, (group, rules) in enumerate(self._groups):
                 if self._is_due(number, group, at):
+                    seen = at - group.query_offset_seconds
+                    results = shared.setdefault(seen, SharedResults(self._written))
                     for state in rules:
-                        self._evaluate_rule(state, at, shared)
+                        self._evaluate_rule(state, at, seen, results)
+
+    def restore(self, saved: Sequence[tuple[str, ActiveAlert]], now: float) -> None:
+        """Take over alerts from before a restart, each with the name of its group; before any evaluation.
+
+        An alert that no rule of that group can have raised is left out.
+        """
+        fill_time = fill_times([group for group, _ in self._groups], self._store.retention_seconds)
+        waiting: dict[tuple[str, str], list[ActiveAlert]] = {}
+        for group, alert in saved:
+            waiting.setdefault((group, alert.alert), []).append(alert)
+        for state in self._states():
+            if isinstance(rule := state.rule, AlertRule):
+                candidates = waiting.pop((state.group.name, rule.name), [])
+                own = [alert for alert in candidates if belongs_to(rule, alert)]
+                if len(own) < len(candidates):  # of a rule with the same name and other labels
+                    others = [alert for alert in candidates if not belongs_to(rule, alert)]
+                    waiting[state.group.name, rule.name] = others
+                state.alerts, state.pending = held(rule, own, now, now + fill_time(state.group, rule))
+
+    def to_save(self) -> tuple[tuple[str, ActiveAlert], ...]:
+        """Return what `restore` takes."""
+        return tuple(
+            (state.group.name, alert)
+            for state in self._states()
+            for alert in (*state.alerts.values(), *state.pending.values())
+        )
 
     def active(self) -> tuple[ActiveAlert, ...]:
         """Return the alerts that are pending or firing now."""
-        return tuple(alert for state in self._states() for alert in state.alerts.values())
+        return tuple(alert for _, alert in self.active_by_rule())
+
+    def active_by_rule(self) -> tuple[tuple[AlertRule, ActiveAlert], ...]:
+        """Return the alerts that are pending or firing now, each with its rule."""
+        return tuple(
+            (state.rule, alert)
+            for state in self._states()
+            if isinstance(state.rule, AlertRule)
+            for alert in state.alerts.values()
+        )
 
     def states(self) -> Mapping[tuple[str, str], AlertState]:
         """Return the state of each alert rule by its name and severity.
@@ -132,13 +184,15 @@ class AlertEvaluator:
         self._due[number] = following + interval
         return True
 
-    def _evaluate_rule(self, state: _Rule, now: float, shared: SharedResults) -> None:
+    def _evaluate_rule(self, state: _Rule, now: float, seen: float, shared: SharedResults) -> None:
+        """Evaluate one rule at `now` on what was there at `seen`: earlier, if its group has an offset."""
         rule = state.rule
         try:
+            vector = rule.expression.evaluate(self._store, seen, step_seconds=self._interval, shared=shared)
             if isinstance(rule, AlertRule):
-                self._evaluate_alert(state, rule, now, self._answer(rule, now, shared))
+                self._evaluate_alert(state, rule, now, seen, vector)
             else:
-                self._record(state, rule, now, self._answer(rule, now, shared))
+                self._record(state, rule, seen, vector)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other rules
             if state.failure is None:
                 _logger.warning("Alert rule %s cannot be evaluated: %s", rule.name, error)
@@ -146,19 +200,28 @@ class AlertEvaluator:
         else:
             state.failure = None
 
-    def _answer(self, rule: AlertRule | RecordingRule, now: float, shared: SharedResults) -> Vector:
-        return rule.expression.evaluate(self._store, now, step_seconds=self._interval, shared=shared)
-
-    def _evaluate_alert(self, state: _Rule, rule: AlertRule, now: float, vector: Vector) -> None:
+    def _evaluate_alert(self, state: _Rule, rule: AlertRule, now: float, seen: float, vector: Vector) -> None:
         transition = next_alerts(rule, state.alerts, vector, now)
+        limit, number = state.group.limit, len(transition.alerts)
+        if number > limit > 0:
+            transition = without_alerts(list(state.alerts.values()))
         state.alerts = transition.alerts
-        self._store.append(now, alert_series(rule, transition.alerts), source=state.source)
-        for alert in transition.fired:
-            self._observer.on_event(_changed(alert, firing=True))
-        for alert in transition.resolved:
-            self._observer.on_event(_changed(alert, firing=False))
+        if state.pending:
+            state.alerts = returned(rule, state.alerts, state.pending, now)
+            state.pending = {
+                labels: alert
+                for labels, alert in state.pending.items()
+                if labels not in state.alerts and now < (alert.held_until or now)
+            }
+        self.history.add(transition.changes, now)
+        for change in transition.changes:
+            if change.state in ("firing", "resolved"):
+                self._observer.on_event(_changed(change))
+        if number > limit > 0:
+            raise EvaluationError(f"exceeded limit of {limit} with {number} alerts")
+        self._store.append(seen, alert_series(rule, state.alerts), source=state.source)
 
-    def _record(self, state: _Rule, rule: RecordingRule, now: float, vector: Vector) -> None:
+    def _record(self, state: _Rule, rule: RecordingRule, seen: float, vector: Vector) -> None:
         recorded = {}
         for labels, value in vector:
             named = dict(labels) | dict(rule.labels)
@@ -166,8 +229,10 @@ class AlertEvaluator:
             recorded[labels_of(named)] = value
         if len(recorded) < len(vector):
             raise EvaluationError("vector contains metrics with the same labelset after applying rule labels")
+        if len(vector) > state.group.limit > 0:
+            raise EvaluationError(f"exceeded limit of {state.group.limit} with {len(vector)} series")
         samples = ((rule.name, dict(labels), value) for labels, value in recorded.items())
-        self._store.append(now, samples, source=state.source)
+        self._store.append(seen, samples, source=state.source)
 
 
 def _state_of(state: _Rule) -> AlertState:
@@ -178,11 +243,12 @@ def _state_of(state: _Rule) -> AlertState:
     return "pending" if state.alerts else "inactive"
 
 
-def _changed(alert: ActiveAlert, *, firing: bool) -> AlertChanged:
+def _changed(change: Change) -> AlertChanged:
+    alert = change.alert
     return AlertChanged(
         alert=alert.alert,
         severity=dict(alert.labels).get("severity", "none"),
-        firing=firing,
+        firing=change.state == "firing",
         labels=alert.labels,
         summary=dict(alert.annotations).get("summary", ""),
         value=alert.value,

@@ -8,11 +8,30 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-__all__ = ["FUNCTIONS", "TemplateError", "go_float", "go_value", "unsupported_verb"]
+__all__ = [
+    "FUNCTIONS",
+    "TemplateError",
+    "go_exponent",
+    "go_float",
+    "go_quote",
+    "go_value",
+    "unsupported_verb",
+]
 
 _VERB = re.compile(r"%(?P<flags>[-+ 0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<verb>.?)", re.DOTALL)
 _TITLE_WORD = re.compile(r"([\d_]*)([^\W\d_])(\w*(?:['.:\u2019]\w+)*)")
 _SMALL = "munpfazy"
+_QUOTED = {
+    "\a": r"\a",
+    "\b": r"\b",
+    "\f": r"\f",
+    "\n": r"\n",
+    "\r": r"\r",
+    "\t": r"\t",
+    "\v": r"\v",
+    '"': r"\"",
+    "\\": r"\\",
+}
 _WIDEST = 100  # a width of a billion would be a text of a billion spaces
 
 
@@ -34,6 +53,31 @@ def go_float(value: float) -> str:
         mantissa = text[0] + ("." + text[1:] if len(text) > 1 else "")
         return f"{minus}{mantissa}e{point:+03d}"
     return f"{minus}{Decimal((0, digits, int(exponent))):f}"
+
+
+def go_exponent(value: float) -> str:
+    """Return a float as strconv's format E prints it: `3E-01`, with as few digits as give it back."""
+    if not math.isfinite(value):
+        return go_float(value)
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    text = "".join(map(str, digits))
+    mantissa = text[0] + ("." + text[1:] if len(text) > 1 else "")
+    power = len(digits) - 1 + int(exponent) if value else 0
+    return f"{'-' if sign else ''}{mantissa}E{power:+03d}"
+
+
+def go_quote(text: str) -> str:
+    """Return a text as `%q` prints it."""
+    return '"' + "".join(map(_quoted, text)) + '"'
+
+
+def _quoted(character: str) -> str:
+    if character in _QUOTED:
+        return _QUOTED[character]
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def go_value(value: object) -> str:

@@ -65,9 +65,9 @@ class AlertLoop:
             self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
-    def run_once(self) -> None:
-        """Collect and evaluate on the caller's thread."""
-        now = self._clock()
+    def run_once(self, at: float | None = None) -> None:
+        """Collect and evaluate on the caller's thread, at this time (None: the clock's)."""
+        now = self._clock() if at is None else at
         try:
             samples = list(self._collect())
         except Exception as error:  # noqa: BLE001 - a collection that fails must not end the alerts
@@ -84,11 +84,24 @@ class AlertLoop:
 
     def _run(self) -> None:
         following = time.monotonic()
+        at: float | None = None
         while not self._stopping.is_set():
             try:
-                self.run_once()
+                at = self._instant(at)
+                self.run_once(at)
             except Exception:
                 _logger.exception("The alert loop goes on after an error")
             now = time.monotonic()
-            following += self._interval * max(1, (now - following) // self._interval + 1)
+            steps = max(1, (now - following) // self._interval + 1)
+            following += steps * self._interval
+            at = None if at is None else at + steps * self._interval
             self._stopping.wait(following - now)
+
+    def _instant(self, expected: float | None) -> float:
+        """Return the time of an evaluation: whole intervals after the last one, unless the clock was set.
+
+        As in Prometheus: if each were a little late or early, half of the alerts with a `for` of n intervals
+        would fire one interval later.
+        """
+        now = self._clock()
+        return now if expected is None or abs(now - expected) > self._interval / 10 else expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["Field", "read_yaml"]
 
 T = TypeVar("T")
+_DURATION = re.compile(
+    r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
+)
+_UNITS = (365 * 86400, 7 * 86400, 86400, 3600, 60, 1, 0.001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,25 @@ class Field:
             self.fail(f"{what} must be a text")
         return "" if self.node.tag == "tag:yaml.org,2002:null" else str(self.node.value)
 
+    def integer(self, what: str) -> int:
+        """Return a whole number; null is 0, as in Prometheus."""
+        if self._null():
+            return 0
+        plain = isinstance(self.node, yaml.ScalarNode) and self.node.tag == "tag:yaml.org,2002:int"
+        if not plain or re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", str(self.node.value)) is None:
+            self.fail(f"{what} must be a whole number")
+        return int(self.node.value)
+
+    def duration(self, what: str) -> float:
+        """Return a duration such as 1h30m, in seconds."""
+        text = self.text(what)
+        found = _DURATION.fullmatch(text)
+        if text == "0":
+            return 0.0
+        if found is None or not text:
+            self.fail(f"{what}: {text!r} is no duration; write one as 30s, 5m or 1h30m")
+        return float(sum(int(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part))
+
     def sequence(self, what: str) -> list[Field]:
         """Return the items of a list; null is empty."""
         if self._null():
@@ -61,9 +85,7 @@ class Field:
             self.fail(f"{what} must be a list")
         return [replace(self, node=item) for item in self.node.value]
 
-    def mapping(
-        self, what: str, known: AbstractSet[str] | None, *, later: AbstractSet[str] = frozenset()
-    ) -> dict[str, Field]:
+    def mapping(self, what: str, known: AbstractSet[str] | None) -> dict[str, Field]:
         """Return the values of a mapping; a key not in `known` (None: any) or given twice is an error."""
         if self._null():
             return {}
@@ -73,8 +95,6 @@ class Field:
         for key_node, value_node in self.node.value:
             key = replace(self, node=key_node)
             name = key.text("a key")
-            if name in later:
-                key.fail(f"not supported yet: field {name!r} of {what}")
             if known is not None and name not in known:
                 key.fail(f"{what} has no field {name!r}; it has {', '.join(sorted(known))}")
             if name in found:

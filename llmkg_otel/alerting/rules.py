@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql import Expression
+from llmkg_otel.alerting.rule_relations import rule_warnings
 from llmkg_otel.alerting.rule_yaml import Field, read_yaml
 from llmkg_otel.alerting.templates import Template
 from llmkg_otel.errors import ConfigurationError
@@ -19,12 +20,16 @@ from llmkg_otel.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["AlertRule", "RecordingRule", "RuleFile", "RuleGroup", "load_default_rules", "load_rules"]
+__all__ = [
+    "AlertRule",
+    "RecordingRule",
+    "RuleFile",
+    "RuleGroup",
+    "load_default_rules",
+    "load_rules",
+    "parse_rules",
+]
 
-_DURATION = re.compile(
-    r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
-)
-_UNITS = (365 * 86400, 7 * 86400, 86400, 3600, 60, 1, 0.001)
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 
@@ -65,17 +70,24 @@ class RecordingRule:
 
 @dataclass(frozen=True, slots=True)
 class RuleGroup:
-    """Rules that are evaluated in order, every `interval_seconds` (None: at every evaluation)."""
+    """Rules that are evaluated in order, every `interval_seconds` (None: at every evaluation).
+
+    A rule that yields more than `limit` series or alerts fails (0 or less: no limit). Rules read, and what
+    they record is dated, `query_offset_seconds` before the evaluation. The group's labels are its rules'
+    labels already.
+    """
 
     name: str
     file: str
     interval_seconds: float | None
     rules: tuple[AlertRule | RecordingRule, ...]
+    limit: int = 0
+    query_offset_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RuleFile:
-    """What a file holds, and warnings: rules that need more look-back than is retained."""
+    """What a file holds, and warnings: what Prometheus, too, takes and what is still not as it seems."""
 
     groups: tuple[RuleGroup, ...]
     warnings: tuple[str, ...]
@@ -93,16 +105,17 @@ def load_rules(path: Path | str, *, retention_seconds: float | None = None) -> R
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: cannot be read: {error}") from None
-    return _parse(text, str(file), retention_seconds)
+    return parse_rules(text, str(file), retention_seconds=retention_seconds)
 
 
 def load_default_rules(*, retention_seconds: float | None = None) -> RuleFile:
     """Load the rules that ship with this layer, on its own metrics."""
     resource = resources.files("llmkg_otel.alerting") / "default_rules.yaml"
-    return _parse(resource.read_text("utf-8"), "default_rules.yaml", retention_seconds)
+    return parse_rules(resource.read_text("utf-8"), "default_rules.yaml", retention_seconds=retention_seconds)
 
 
-def _parse(text: str, file: str, retention_seconds: float | None) -> RuleFile:
+def parse_rules(text: str, file: str, *, retention_seconds: float | None = None) -> RuleFile:
+    """Read the text of a rule file, as `load_rules` does; `file` is what messages call it."""
     root = read_yaml(text, file)
     if root is None:
         return RuleFile((), ())
@@ -113,34 +126,33 @@ def _parse(text: str, file: str, retention_seconds: float | None) -> RuleFile:
         if any(group.name == other.name for other in groups):
             item.fail(f'group name "{group.name}" is repeated in the same file')
         groups.append(group)
-    warnings = () if retention_seconds is None else tuple(_too_short(groups, retention_seconds))
-    return RuleFile(tuple(groups), warnings)
+    return RuleFile(tuple(groups), tuple(rule_warnings(groups, retention_seconds)))
 
 
-def _too_short(groups: list[RuleGroup], retention_seconds: float) -> list[str]:
-    return [
-        f"{group.file}:{rule.line}: rule {rule.name} looks back {rule.expression.lookback_seconds:g} s, but "
-        f"samples are kept for {retention_seconds:g} s: it sees less than it asks for"
-        for group in groups
-        for rule in group.rules
-        if rule.expression.lookback_seconds > retention_seconds
-    ]
+_GROUP_FIELDS = {"name", "interval", "rules", "limit", "query_offset", "labels"}
 
 
 def _group(item: Field, file: str) -> RuleGroup:
-    fields = item.mapping("a group", {"name", "interval", "rules"}, later={"limit", "query_offset", "labels"})
+    fields = item.mapping("a group", _GROUP_FIELDS)
     name = fields["name"].text("name") if "name" in fields else ""
     if not name:
         item.fail("a group needs a name")
-    interval = _duration(fields, "interval")
+    labels = dict(_texts(item.named(f"group {name}"), fields, "labels"))
     rules = fields["rules"].sequence("rules") if "rules" in fields else ()
-    return RuleGroup(name, file, interval or None, tuple(_rule(rule) for rule in rules))
+    return RuleGroup(
+        name,
+        file,
+        _duration(fields, "interval") or None,
+        tuple(_rule(rule, labels) for rule in rules),
+        fields["limit"].integer("limit") if "limit" in fields else 0,
+        _duration(fields, "query_offset"),
+    )
 
 
 _ALERT_FIELDS = {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
 
 
-def _rule(item: Field) -> AlertRule | RecordingRule:
+def _rule(item: Field, group_labels: dict[str, str]) -> AlertRule | RecordingRule:
     fields = item.mapping("a rule", _ALERT_FIELDS | {"record"})
     alert, record = (fields[key].text(key) if key in fields else "" for key in ("alert", "record"))
     if bool(alert) == bool(record):
@@ -154,26 +166,29 @@ def _rule(item: Field) -> AlertRule | RecordingRule:
         named.fail("field 'expr' must be set")
     expr = fields["expr"].named(named.context)
     expression = expr.checked(lambda: Expression(expr.text("expr")))
+    labels = group_labels | dict(_texts(named, fields, "labels"))
     if record:
-        return _recording(named, fields, record, expression)
+        return _recording(named, fields, record, expression, labels)
     return AlertRule(
         alert,
         expression,
         _duration(fields, "for"),
         _duration(fields, "keep_firing_for"),
-        _templates(named, fields, "labels"),
-        _templates(named, fields, "annotations"),
+        _templates(named, labels),
+        _templates(named, dict(_texts(named, fields, "annotations"))),
         item.line,
     )
 
 
-def _recording(named: Field, fields: dict[str, Field], record: str, expression: Expression) -> RecordingRule:
+def _recording(
+    named: Field, fields: dict[str, Field], record: str, expression: Expression, labels: dict[str, str]
+) -> RecordingRule:
     for key in ("annotations", "for", "keep_firing_for"):
         if key in fields:
             named.fail(f"field {key!r} has no place in a recording rule")
     if not _METRIC_NAME.fullmatch(record):
         named.fail(f"{record!r} is no metric name")
-    return RecordingRule(record, expression, tuple(_texts(named, fields, "labels")), named.line)
+    return RecordingRule(record, expression, tuple(labels.items()), named.line)
 
 
 def _texts(named: Field, fields: dict[str, Field], key: str) -> list[tuple[str, str]]:
@@ -186,24 +201,12 @@ def _texts(named: Field, fields: dict[str, Field], key: str) -> list[tuple[str, 
     return [(name, item.text(name)) for name, item in items.items()]
 
 
-def _templates(named: Field, fields: dict[str, Field], key: str) -> tuple[tuple[str, Template], ...]:
+def _templates(named: Field, texts: dict[str, str]) -> tuple[tuple[str, Template], ...]:
     def compiled(text: str) -> Callable[[], Template]:
         return lambda: Template(text)
 
-    return tuple((name, named.checked(compiled(text))) for name, text in _texts(named, fields, key))
+    return tuple((name, named.checked(compiled(text))) for name, text in texts.items())
 
 
 def _duration(fields: dict[str, Field], key: str) -> float:
-    if key not in fields:
-        return 0.0
-    text = fields[key].text(key)
-    found = _DURATION.fullmatch(text)
-    if text == "0":
-        return 0.0
-    if found is None or not text:
-        _refuse_duration(fields[key], key, text)
-    return float(sum(int(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part))
-
-
-def _refuse_duration(item: Field, key: str, text: str) -> NoReturn:
-    item.fail(f"{key}: {text!r} is no duration; write one as 30s, 5m or 1h30m")
+    return fields[key].duration(key) if key in fields else 0.0

@@ -93,6 +93,10 @@ def _breakers(system: ProductionSystem) -> CheckResult:
 def _circuit_sharing(shared: SharedCircuits) -> CheckResult:
     if shared.status == "fallback":
         return CheckResult(HealthStatus.WARNING, "the store is not reached: this process decides alone")
+    if shared.status == "slow":
+        return CheckResult(
+            HealthStatus.WARNING, "the store answers late: open circuits may go without a probe"
+        )
     return CheckResult(HealthStatus.HEALTHY)
 
 

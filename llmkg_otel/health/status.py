@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -44,11 +45,20 @@ STALE_FAIL_INTERVALS = 6
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one check found. `data` is a few numbers or words for the report, never for a metric."""
+    """What one check found. `data` is a few numbers or words for the report, never for a metric.
+
+    Raises ValueError for a status that is none.
+    """
 
     status: HealthStatus
     message: str = ""
     data: Mapping[str, float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Made plain once: what probes read from any thread, and write as JSON, comes from users' checks.
+        object.__setattr__(self, "status", HealthStatus(self.status))
+        object.__setattr__(self, "message", str(self.message))
+        object.__setattr__(self, "data", {str(key): _plain(value) for key, value in self.data.items()})
 
     @classmethod
     def of(cls, answer: object) -> CheckResult:
@@ -60,6 +70,12 @@ class CheckResult:
         if isinstance(answer, cls):
             return answer
         raise TypeError(f"a check returns None, a HealthStatus or a CheckResult, not {type(answer).__name__}")
+
+
+def _plain(value: object) -> float | str:
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,11 @@ class Levels:
         self.anonymous = Plan.of(shared)
         self.known = Plan.of((*shared, *users))
 
+    def within(self, operation: str) -> Levels:  # noqa: ARG002 - for all
+        """Return what a call of the operation within another has to pass: the operation's own rules alone."""
+        members = zip(self.anonymous.limiters, self.anonymous.policies, strict=True)
+        return Levels(self.rules, tuple(each for each in members if each[1] == "operation"), ())
+
 
 def level_bits(policies: Iterable[Policy]) -> int:
     """Return the bits of levels."""

@@ -80,6 +80,11 @@ class SharedLevels(Levels):
         self.rules, self.anonymous, self.known = local.rules, local.anonymous, local.known
         self.shared_anonymous, self.shared_known = anonymous, known
 
+    def within(self, operation: str) -> SharedLevels:
+        """Do the same for the store."""
+        own = Shared.of(operation, [(rule, "operation") for rule in self.rules])
+        return SharedLevels(super().within(operation), own, own)
+
     def shared_of(self, operation: str, user: str | None, cost: int) -> Shared:
         """Return what a call has to pass in the store; raise InvalidInputError for an impossible cost."""
         shared = self.shared_anonymous if user is None else self.shared_known

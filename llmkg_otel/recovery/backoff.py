@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from llmkg_otel.errors import LlmkgOtelError, OperationTimeoutError
+from llmkg_otel.errors import EngineCancelledError, LlmkgOtelError, OperationTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +43,15 @@ def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
     """Say whether the same call may succeed, and may be repeated, after this failure.
 
     Cancellation and exits are not failures. A timeout, of Python's class or one of a library's own
-    (`httpx.ReadTimeout`), leaves the outcome unknown: only an idempotent operation is repeated. Errors of
+    (`httpx.ReadTimeout`), leaves the outcome unknown, as does an engine that cancelled itself: only an
+    idempotent operation is repeated. Errors of
     this layer that do not blame the engine are final: whoever refused said when to come back, and a wrong
     argument stays wrong.
     """
     if not isinstance(error, Exception):
         return False
+    if isinstance(error, EngineCancelledError):
+        return idempotent
     if _ran_out_of_time(error):
         deadline = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
         return idempotent and not deadline

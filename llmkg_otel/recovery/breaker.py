@@ -15,6 +15,7 @@ from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
 from llmkg_otel.recovery.circuit import Circuit, Moves
 from llmkg_otel.recovery.fleet import ask, ask_sync
+from llmkg_otel.recovery.patience import LEAST_SECONDS, patience_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -130,6 +131,11 @@ class CircuitBreaker:
         """Calls whose first attempt returned: counted here, where a lock is held anyway."""
         return self._first_tries
 
+    def patience(self, allowed: float) -> float:
+        """Return from how many seconds on an attempt that was cut short is a failure (see patience.py)."""
+        with self._lock:
+            return patience_seconds(self._circuit.usual.seconds, allowed)
+
     async def admit(self) -> Ticket:
         """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back.
 
@@ -175,7 +181,7 @@ class CircuitBreaker:
         if self._override == "forced_open":
             return None, None
         if word is not None and word.token is None:
-            return None, word.retry_after
+            return None, self._until_returned(word.retry_after) if word.lent else word.retry_after
         if wait := self._circuit.retry_after(now):
             return None, wait
         if self._circuit.state == "open":
@@ -185,10 +191,15 @@ class CircuitBreaker:
     def _lend_probe(self, now: float, token: int | None) -> tuple[Ticket | None, float | None]:
         self._probes = [p for p in self._probes if p.expires_at > now]
         if token is None and len(self._probes) >= self._circuit.places:
-            return None, min(p.expires_at for p in self._probes) - now
+            return None, self._until_returned(min(p.expires_at for p in self._probes) - now)
         probe = Ticket(self._ticket.epoch, now + self._config.timeout, token)
         self._probes.append(probe)
         return probe, None
+
+    def _until_returned(self, lease: float) -> float:
+        """Return when a probe that is out should be back, as far as is known: leases are for the worst."""
+        usual = self._circuit.usual.seconds
+        return lease if usual is None else min(lease, max(LEAST_SECONDS, usual))
 
     def succeeded(self, ticket: Ticket, *, first: bool, started: float = math.inf) -> None:
         """Report an attempt that returned; whether it was its call's first, and when it started."""
@@ -315,9 +326,11 @@ class CircuitBreaker:
             self._observer.on_event(BreakerTransitioned(self.name, previous, state, kind))
         if self.fleet is None or told:
             return
-        token = None if ticket is None else ticket.token
-        if any(state == "open" for _, state in moves):
+        token, states = None if ticket is None else ticket.token, [state for _, state in moves]
+        if "open" in states:
             self.fleet.opened(token)
+        elif "closed" in states:
+            self.fleet.closed(token)
         elif token is not None:
             self._tell_fleet(token, succeeded=succeeded)
 

@@ -17,6 +17,7 @@ FLOOR = 3
 class RetryBudget:
     """Lets at most max(3, 20 % of the calls in flight) be retrying at once. Thread-safe.
 
+    `in_flight` counts the calls that hold a permit: those that wait for one have not reached the engine.
     Source: the retry budgets of Finagle and Linkerd (20 % extra load), with a floor so that a quiet
     system may retry at all.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pybreaker
 
+from llmkg_otel.recovery.patience import Usual
 from llmkg_otel.recovery.window import make_window
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Circuit:
         self.name = name
         self.opened_at = 0.0
         self.opened_by: str | None = None
+        self.usual = Usual()
         self.config = config
         self._clock = clock
         self._transitions = _Transitions()
@@ -124,11 +126,15 @@ class Circuit:
     def succeeded(self, started: float) -> None:
         """Count a success while closed; it opens the circuit if enough calls have failed or were slow."""
         self._storage.reset_counter()
+        now = self._clock()
+        self.usual.note(now - started, now)
         self._note(started, failed=False)
 
     def probe_succeeded(self, started: float) -> None:
         """Count a success while half open; one that was slow opens the circuit again."""
-        if self._is_slow(started, self._clock()):
+        now = self._clock()
+        self.usual.note(now - started, now)
+        if self._is_slow(started, now):
             self.open("a slow probe")
         else:
             self._storage.reset_counter()
@@ -189,15 +195,17 @@ class Circuit:
 
     def _set_calm(self) -> None:
         """Look ahead: quick successes only lower the rates, once the window is full enough to be judged."""
+        self.calm_until = min(self._calm_until(), self.usual.next_at)
+
+    def _calm_until(self) -> float:
         window = self.window
         if self.failures:
-            self.calm_until = -math.inf
-        elif window is None:
-            self.calm_until = math.inf
-        else:
-            judged = window.total >= self.config.minimum_calls and self._too_many() is None
-            clean = window.failed == window.slow == 0
-            self.calm_until = window.steady_until if judged or clean else -math.inf
+            return -math.inf
+        if window is None:
+            return math.inf
+        judged = window.total >= self.config.minimum_calls and self._too_many() is None
+        clean = window.failed == window.slow == 0
+        return window.steady_until if judged or clean else -math.inf
 
     def _too_many(self) -> str | None:
         """Say which share of the window's calls opens the circuit, if one does."""

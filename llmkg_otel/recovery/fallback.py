@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from llmkg_otel._bodies import awaitable, is_async
-from llmkg_otel.errors import InvalidInputError, error_type
+from llmkg_otel._bodies import in_thread, is_async
+from llmkg_otel.errors import error_type
 from llmkg_otel.events import FallbackFailed, Observer
 
 if TYPE_CHECKING:
@@ -29,10 +29,14 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
     for name, rung in ladder.items():
         if call.remaining() <= 0:
             break
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        cancelling = task.cancelling()
         try:
             async with asyncio.timeout(call.remaining()):
-                answer = await awaitable(call, rung)()
-        except Exception as error:  # noqa: BLE001 - the next rung is there for that
+                answer = await (rung if is_async(rung) else in_thread(call, rung))()
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:
+                raise
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue
         call.fallback, call.failure = name, failure
@@ -43,13 +47,11 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
 def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: Observer) -> T:
     """Do the same in the calling thread; the deadline is looked at before each rung."""
     for name, rung in ladder.items():
-        if is_async(rung):
-            raise InvalidInputError(f"{call.operation}: fallback {name} is async, its operation is not")
         if call.remaining() <= 0:
             break
         try:
             answer = cast("T", rung())
-        except Exception as error:  # noqa: BLE001 - the next rung is there for that
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - no task is cancelled in here
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue
         call.fallback, call.failure = name, failure

@@ -7,18 +7,27 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["FLEET_SECONDS", "Fleet", "Permission", "ask", "ask_sync"]
+__all__ = ["FLEET_SECONDS", "NO_WORD", "Fleet", "Permission", "ask", "ask_sync"]
 
 FLEET_SECONDS = 0.05
-"""How long a call may wait for the fleet's word before its own breaker decides alone."""
+"""How long a call may wait for the fleet's word."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """The fleet's word on a probe: its fencing token, or None and the seconds until one may be had."""
+    """The fleet's word on a probe: its fencing token, or None and the seconds until one may be had.
+
+    `lent` says that another process has it, and those seconds are what is left of its lease.
+    """
 
     token: int | None
-    retry_after: float | None = None
+    retry_after: float = 0.0
+    lent: bool = False
+
+
+NO_WORD = Permission(None, FLEET_SECONDS)
+"""What a call gets that had no word in time from a store that answers: refused, or every process of the
+fleet would send a probe of its own when the store is slow."""
 
 
 class Fleet(Protocol):
@@ -27,16 +36,24 @@ class Fleet(Protocol):
     Only an open circuit asks and only changes are told: a closed one costs nothing.
     """
 
-    def request_probe(self) -> Future[Permission] | None:
-        """Ask for the fleet's one probe; None while the fleet cannot be reached."""
+    def request_probe(self) -> Future[Permission | None] | None:
+        """Ask for the fleet's one probe; None, now or as the answer, while the fleet cannot be reached.
+
+        Whoever stops waiting cancels the future: a probe that comes later is given to the next call
+        that asks meanwhile, or back.
+        """
         ...
 
     def opened(self, token: int | None) -> None:
         """Tell that the circuit opened here; `token` is of the probe that failed, if one did."""
         ...
 
+    def closed(self, token: int | None) -> None:
+        """Tell that the circuit closed here; `token` is of the probe that succeeded, if it had one."""
+        ...
+
     def succeeded(self, token: int) -> None:
-        """Tell that the probe with this token succeeded."""
+        """Tell that the probe with this token succeeded, and the circuit is still on trial here."""
         ...
 
     def released(self, token: int) -> None:
@@ -45,17 +62,15 @@ class Fleet(Protocol):
 
 
 async def ask(fleet: Fleet | None) -> Permission | None:
-    """Return the fleet's word on a probe, or None when there is no fleet, or no word in time."""
+    """Return the fleet's word on a probe; None when there is no fleet, or none that can be reached."""
     if fleet is None or (asked := fleet.request_probe()) is None:
         return None
-    answer = asyncio.wrap_future(asked)
-    answer.add_done_callback(_look_at)
     try:
-        await asyncio.wait({answer}, timeout=FLEET_SECONDS)
+        await asyncio.wait({asyncio.wrap_future(asked)}, timeout=FLEET_SECONDS)
     except BaseException:
         _give_back(fleet, asked)
         raise
-    return _taken(fleet, asked)
+    return _word_of(asked)
 
 
 def ask_sync(fleet: Fleet | None) -> Permission | None:
@@ -67,28 +82,14 @@ def ask_sync(fleet: Fleet | None) -> Permission | None:
     except BaseException:
         _give_back(fleet, asked)
         raise
-    return _taken(fleet, asked)
+    return _word_of(asked)
 
 
-def _look_at(answer: asyncio.Future[Permission]) -> None:
-    """Retrieve an error that comes when nobody waits any more: asyncio would log it."""
-    if not answer.cancelled():
-        answer.exception()
+def _word_of(asked: Future[Permission | None]) -> Permission | None:
+    return NO_WORD if asked.cancel() else asked.result()
 
 
-def _taken(fleet: Fleet, asked: Future[Permission]) -> Permission | None:
-    if not asked.done():
-        _give_back(fleet, asked)
-        return None
-    return None if asked.cancelled() or asked.exception() is not None else asked.result()
-
-
-def _give_back(fleet: Fleet, asked: Future[Permission]) -> None:
-    """Return a probe that nobody waits for any more, whenever it comes."""
-
-    def give_back(done: Future[Permission]) -> None:
-        word = None if done.cancelled() or done.exception() is not None else done.result()
-        if word is not None and word.token is not None:
-            fleet.released(word.token)
-
-    asked.add_done_callback(give_back)
+def _give_back(fleet: Fleet, asked: Future[Permission | None]) -> None:
+    """Return a probe that nobody waits for any more."""
+    if not asked.cancel() and (word := asked.result()) is not None and word.token is not None:
+        fleet.released(word.token)

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing, contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmkg_otel.errors import ConfigurationError
-from llmkg_otel.recovery.fleet import FLEET_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from llmkg_otel.config import CircuitBreakerConfig
 
-__all__ = ["HEARTBEAT_SECONDS", "CircuitStore", "Verb", "Word"]
+__all__ = ["AWAY_SECONDS", "HEARTBEAT_SECONDS", "CircuitStore", "Question", "Verb", "Word"]
 
-Verb = Literal["look", "trip", "probe", "succeeded", "released"]
+Verb = Literal["look", "trip", "close", "recall", "probe", "succeeded", "released"]
 
 HEARTBEAT_SECONDS = 0.25
 """How long the channel may be silent before the store is asked for a sign of life."""
 
+AWAY_SECONDS = 0.5
+"""How long an answer may take before the store counts as away. Calls wait for FLEET_SECONDS at most, and
+are refused when a store that is only slow keeps them waiting: ten times as long, since a store that comes
+and goes would make each process probe alone again and again."""
+
 _MICROSECONDS = 1_000_000
+
+
+class Question(NamedTuple):
+    """One verb of lua/circuit.lua for one circuit.
+
+    `token` is that of the probe that is reported (0: none), `at` when the circuit opened or closed (of
+    the monotonic clock; None: now).
+    """
+
+    verb: Verb
+    circuit: str
+    config: CircuitBreakerConfig
+    token: int = 0
+    at: float | None = None
 
 
 class Word(NamedTuple):
     """What the store says of a circuit.
 
     `state` is open, closed or absent, `fence` grows with each transition and lease, `wait` is the
-    seconds until a probe may be had, `token` that of the probe just granted (0: none).
+    seconds until a probe may be had, `token` that of the probe just granted (0: none; -1: it is lent to
+    another, for `wait` at most).
     """
 
     circuit: str
@@ -39,7 +59,7 @@ class Word(NamedTuple):
 
 
 class CircuitStore:
-    """Exchanges with the store, each in STORE_SECONDS or an error of the client. For any thread.
+    """Exchanges with the store, each in AWAY_SECONDS or an error of the client. For any thread.
 
     `uri` is in the notation of the `limits` library. Keys are `{key_prefix}:circuit:{name}`; they expire
     an hour after the last change, or after 10 times the circuit's `recovery_timeout` or `timeout`, if
@@ -59,21 +79,36 @@ class CircuitStore:
         except Exception:  # noqa: BLE001 - a cluster's client connects at once: it will be tried again
             self._opened = None
 
-    def exchange(
-        self, verb: Verb, circuit: str, config: CircuitBreakerConfig, *, token: int = 0, age: float = 0.0
-    ) -> Word:
-        """Run one verb of lua/circuit.lua and return the circuit's state afterwards.
+    def exchange(self, questions: Sequence[Question]) -> list[Word]:
+        """Put many questions in one round trip; return each circuit's state afterwards."""
+        client, script = self._open()
+        answers = self._run(client, script.sha, questions)
+        if any(type(answer).__name__ == "NoScriptError" for answer in answers):  # none of them has run
+            self.prepare()
+            answers = self._run(client, script.sha, questions)
+        words = []
+        for question, answer in zip(questions, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            state, fence, wait, granted = answer
+            words.append(Word(question.circuit, _text(state), fence, wait / _MICROSECONDS, granted))
+        return words
 
-        `token` is that of the probe that is reported, `age` the seconds since the circuit opened.
-        """
-        _, script = self._open()
-        times = [config.recovery_timeout, config.timeout, age]
-        recovery, lease, ago = (round(seconds * _MICROSECONDS) for seconds in times)
-        state, fence, wait, granted = script(
-            keys=[f"{self._prefix}:circuit:{circuit}"],
-            args=[verb, circuit, self._channel, recovery, lease, config.success_threshold, token, ago],
-        )
-        return Word(circuit, _text(state), fence, wait / _MICROSECONDS, granted)
+    def prepare(self) -> None:
+        """Connect, and give the store the script: an exchange is then one round trip."""
+        client, script = self._open()
+        client.script_load(script.script)
+
+    def _run(self, client: Any, sha: str, questions: Sequence[Question]) -> list[Any]:
+        pipeline, now = client.pipeline(transaction=False), time.monotonic()
+        for verb, circuit, config, token, at in questions:
+            times = [config.recovery_timeout, config.timeout, 0.0 if at is None else now - at]
+            recovery, lease, age = (round(seconds * _MICROSECONDS) for seconds in times)
+            key, threshold = f"{self._prefix}:circuit:{circuit}", config.success_threshold
+            arguments = [verb, circuit, self._channel, recovery, lease, threshold, token, age]
+            pipeline.execute_command("EVALSHA", sha, 1, key, *arguments)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
 
     @contextmanager
     def subscribed(self) -> Iterator[Callable[[], Word | None]]:
@@ -85,13 +120,13 @@ class CircuitStore:
         client, _ = self._open()
         with closing(client.pubsub()) as subscription:
             subscription.subscribe(self._channel)
-            _next_message(subscription, FLEET_SECONDS)
+            _next_message(subscription, AWAY_SECONDS)
 
             def next_word() -> Word | None:
                 message = subscription.get_message(timeout=HEARTBEAT_SECONDS)
                 if message is None:
                     subscription.ping()
-                    message = _next_message(subscription, FLEET_SECONDS)
+                    message = _next_message(subscription, AWAY_SECONDS)
                 return _parsed(_text(message["data"])) if message["type"] == "message" else None
 
             yield next_word
@@ -106,7 +141,7 @@ class CircuitStore:
         if self._opened is None:
             from llmkg_otel._storage import open_storage  # noqa: PLC0415 - slow to import, rarely needed
 
-            storage: Any = open_storage(self._uri, self._prefix)
+            storage: Any = open_storage(self._uri, self._prefix, AWAY_SECONDS)
             client = storage.storage
             lua = resources.files(__package__) / "lua" / "circuit.lua"
             self._opened = client, client.register_script(lua.read_text("utf-8"))

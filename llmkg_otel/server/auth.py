@@ -90,12 +90,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refuse_open_server(config: ProductionConfig) -> None:
+def refuse_open_server(config: ProductionConfig, *, guarded: bool) -> None:
     """Raise ConfigurationError if MCP would be served to other machines without authentication."""
-    guarded = bool(config.auth_tokens) or config.server.jwks_uri is not None
     if guarded or config.server.insecure or is_loopback(config.server.host):
         return
     raise ConfigurationError(
         f"server.host = {config.server.host!r}: serving MCP beyond loopback needs authentication:"
-        " set LLMKG_AUTH_TOKENS (name=token,...) or server.jwks_uri, or say --insecure"
+        " set LLMKG_AUTH_TOKENS (name=token,...) or server.jwks_uri, give a server of your own its `auth`,"
+        " or say --insecure"
     )

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import socket
 import threading
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from llmkg_otel.health.status import HealthStatus
+from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.server.auth import is_loopback
+from llmkg_otel.server.log_query import LogQuery
+from llmkg_otel.server.probe_thread import ProbeThread, probes_of, quick_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from llmkg_otel.health.probes import ProbeResult
+    from llmkg_otel.server.probe_thread import Probe
     from llmkg_otel.system import ProductionSystem
 
 __all__ = ["OpsServer", "listen", "ops_app", "url_of"]
@@ -35,39 +40,34 @@ LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNOR
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
-    """Return the app: /livez /readyz /startupz /healthz /metrics /status.
+    """Return the app: /livez /readyz /startupz /healthz /metrics /status /alerts /logs.
 
-    Probes answer 200 or 503 with the reasons as text. /status needs the operator token unless the port is
-    bound to loopback; there, a request for a host of any other name is refused with 421. Nothing here
-    waits for the engine: it all reads what is known already.
+    Probes answer 200 or 503 with the reasons as text. /alerts has the form of Prometheus' /api/v1/alerts.
+    /logs gives the last `limit` (100) log records that match `correlation_id`, `event` and, as the lowest,
+    `level`. These two and /status need the operator token unless the port is bound to loopback; there, a
+    request for a host of any other name is refused with 421. Nothing here waits for the engine: it all
+    reads what is known already.
     """
-
-    async def livez(_request: Request) -> Response:
-        return _probe(system.probes.liveness())
-
-    async def readyz(_request: Request) -> Response:
-        return _probe(system.probes.readiness())
-
-    async def startupz(_request: Request) -> Response:
-        return _probe(system.probes.startup())
-
-    async def healthz(_request: Request) -> Response:
-        report = system.read_health_report()
-        status = 503 if report.status is HealthStatus.CRITICAL else 200
-        return JSONResponse(report.to_health_json(), status, media_type="application/health+json")
 
     def metrics(request: Request) -> Response:
         content_type, body = system.telemetry.collected.expose(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     def status(request: Request) -> Response:
-        if not _may_operate(system, request.headers):
-            return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
-        return JSONResponse(system.read_status())
+        return _for_operators(system, request, system.read_status)
 
-    endpoints = (livez, readyz, startupz, healthz, metrics, status)
+    def alerts(request: Request) -> Response:
+        return _for_operators(system, request, system.alerts.as_prometheus)
+
+    def logs(request: Request) -> Response:
+        return _for_operators(system, request, lambda: _logs(system, request.query_params))
+
+    endpoints = (metrics, status, alerts, logs)
     return Starlette(
-        routes=[Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints],
+        routes=[
+            *(Route(path, _endpoint(probe)) for path, probe in probes_of(system).items()),
+            *(Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints),
+        ],
         middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
     )
 
@@ -87,8 +87,27 @@ class _LoopbackOnly:
         await app(scope, receive, send)
 
 
-def _probe(result: ProbeResult) -> Response:
-    return PlainTextResponse("\n".join(result.reasons) or "ok", 200 if result.ok else 503)
+def _endpoint(probe: Probe) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(_request: Request) -> Response:
+        status, media_type, body = probe()
+        return Response(body, status, media_type=media_type)
+
+    return endpoint
+
+
+def _for_operators(
+    system: ProductionSystem, request: Request, read: Callable[[], dict[str, Any]]
+) -> Response:
+    if not _may_operate(system, request.headers):
+        return _problem(401, "unauthorized", "this needs the operator token as a bearer token")
+    try:
+        return JSONResponse(read())
+    except InvalidInputError as error:
+        return _problem(400, "invalid_input", str(error))
+
+
+def _logs(system: ProductionSystem, parameters: Mapping[str, str]) -> dict[str, Any]:
+    return {"logs": system.telemetry.recent_logs.read(**LogQuery.of(parameters).model_dump())}
 
 
 def _may_operate(system: ProductionSystem, headers: Mapping[str, str]) -> bool:
@@ -107,9 +126,10 @@ def _problem(status: int, code: str, detail: str) -> Response:
 
 
 class OpsServer:
-    """Serves `ops_app` on a daemon thread, so that it answers while the main loop is busy.
+    """Serves `ops_app` on threads of its own, so that it answers while the main loop is busy.
 
-    Binds when built, serves while entered. Raises OSError that names the address if it is taken.
+    One answers plain probes, and hands every other connection to a uvicorn on the other. Binds when built,
+    serves while entered. Raises OSError that names the address if it is taken.
     """
 
     def __init__(self, system: ProductionSystem) -> None:
@@ -119,18 +139,40 @@ class OpsServer:
         self._server = uvicorn.Server(
             uvicorn.Config(ops_app(system), log_config=None, access_log=False, lifespan="off")
         )
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="llmkg-ops", daemon=True
+            target=lambda: asyncio.run(self._serve()), name="llmkg-ops", daemon=True
+        )
+        hosts = LOOPBACK_HOST if is_loopback(config.ops_host) else None
+        self._probes = ProbeThread(
+            self._socket, partial(quick_answer, probes=probes_of(system), hosts=hosts), self._take
         )
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._probes.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self._probes.stop()
         self._server.should_exit = True
         self._thread.join(STOP_SECONDS)
         self._socket.close()
+
+    async def _serve(self) -> None:
+        self._loop.set_result(asyncio.get_running_loop())
+        await self._server.serve(sockets=[])
+
+    def _take(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        asyncio.run_coroutine_threadsafe(self._adopt(connection), self._loop.result())
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        """Go on with a connection as uvicorn does with one that it has accepted."""
+        config, state = self._server.config, self._server.server_state
+        made: Callable[..., asyncio.Protocol] = config.http_protocol_class
+        protocol = partial(made, config=config, server_state=state, app_state={})
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
 
 
 def listen(host: str, port: int) -> socket.socket:

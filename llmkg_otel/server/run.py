@@ -38,7 +38,7 @@ async def run_embedded(config: ProductionConfig, *, transport: Literal["http", "
     def end_in_time() -> None:
         faulthandler.dump_traceback_later(shutdown_deadline(config), exit=True)
 
-    with JsonLogs(config.monitoring.log_level):
+    with JsonLogs(config.monitoring.log_level, redact=config.monitoring.redact_secrets):
         engine = EmbeddedKnowledgeEngine(config.engine.path, max_nodes=config.engine.max_nodes)
         system = create_production_system(engine, config)
         bound_exit()

@@ -20,6 +20,7 @@ from llmkg_otel.shutdown.signals import shutdown_signals
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
+    from fastmcp import FastMCP
     from starlette.applications import Starlette
 
     from llmkg_otel.shutdown.report import ShutdownReport
@@ -34,11 +35,11 @@ _log = logging.getLogger(__name__)
 LISTENER_CLOSE_SECONDS = 5
 ANSWER_SECONDS = 0.5
 """How long the answers to calls that have ended may take to be written to stdout, before the end."""
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """How long one thread may keep the others from the interpreter while serving.
 
-A probe's answer must get it three or four times: with Python's own 5 ms, /livez took 10 to 14 ms at the
-median while loop and engine were saturated, with this 2 to 4 ms (benchmarks/probes.py).
+A probe's answer must get it twice: with Python's own 5 ms, /livez took 7 ms at the median while loop and
+engine were saturated, with this 1 ms; calls took no longer (docs/benchmarks.md).
 """
 ENVELOPE_BYTES = 65_536
 """What a request may have around the arguments that `max_request_size_bytes` is about."""
@@ -54,11 +55,17 @@ class _Listener(uvicorn.Server):
 
 async def serve(
     system: ProductionSystem,
+    server: FastMCP | None = None,
     *,
     transport: Literal["http", "stdio"] = "http",
+    streaming: bool = False,
     at_once: Callable[[], object] = lambda: None,
 ) -> ShutdownReport:
     """Serve MCP and the operators' port until SIGTERM or SIGINT (or the end of stdin); return the report.
+
+    `server` is a FastMCP of your own, with `ProductionMiddleware` and without `production_lifespan`; None:
+    the engine's tools. With `streaming` an answer over HTTP is an event stream, which carries the progress
+    and the messages of a tool; without it they are dropped, and an answer is JSON.
 
     At the first signal a graceful shutdown begins: the listener stays open through the lame duck and the
     drain, and closes before the engine does. A second signal cuts the waits short. Main thread only.
@@ -76,7 +83,12 @@ async def serve(
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_SECONDS)
         _serve_grpc_health(system, stack)
-        run = _http(system, stack) if transport == "http" else _stdio(system)
+        server = server or build_server(system)
+        run = (
+            _http(system, server, stack, streaming=streaming)
+            if transport == "http"
+            else _stdio(system, server)
+        )
         if transport == "http" or "ops_port" in system.config.server.model_fields_set:
             ops = stack.enter_context(OpsServer(system))
             _log.info("operators' port: %s", ops.url)
@@ -100,9 +112,7 @@ def _serve_grpc_health(system: ProductionSystem, stack: contextlib.ExitStack) ->
     _log.info("gRPC health: %s", stack.enter_context(GrpcHealthServer(system)).address)
 
 
-def _stdio(system: ProductionSystem) -> Run:
-    server = build_server(system)
-
+def _stdio(system: ProductionSystem, server: FastMCP) -> Run:
     async def run() -> None:
         ended = asyncio.create_task(server.run_stdio_async(show_banner=False))
 
@@ -115,15 +125,15 @@ def _stdio(system: ProductionSystem) -> Run:
     return run
 
 
-def _http(system: ProductionSystem, stack: contextlib.ExitStack) -> Run:
+def _http(system: ProductionSystem, server: FastMCP, stack: contextlib.ExitStack, *, streaming: bool) -> Run:
     """Bind the address now, so that a taken one is an error before anything starts; return what serves."""
     config = system.config
-    refuse_open_server(config)
+    refuse_open_server(config, guarded=server.auth is not None)
     socket = stack.enter_context(listen(config.server.host, config.server.port))
-    app = build_server(system).http_app(
+    app = server.http_app(
         path=config.server.path,
         stateless_http=True,
-        json_response=True,
+        json_response=not streaming,
         # Not "auto" elsewhere: it asks which address a request came in by, and a proxy's comes by loopback.
         host_origin_protection=is_loopback(config.server.host),
     )

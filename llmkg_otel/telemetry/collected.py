@@ -6,10 +6,11 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from llmkg_otel.telemetry.prometheus import PrometheusReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,10 +22,7 @@ __all__ = ["CollectedMetrics", "LatestCallbacks", "Sample", "Samples"]
 
 
 class Sample(NamedTuple):
-    """One value under its Prometheus name and labels; an empty label is none, as in Prometheus.
-
-    The exporter gives all points of a metric the same label names, and those that lack one an empty value.
-    """
+    """One value under its Prometheus name and labels; an empty label is none, as in Prometheus."""
 
     name: str
     labels: Mapping[str, str]
@@ -61,16 +59,18 @@ class CollectedMetrics:
         self._lock = threading.Lock()
         self._provider: SdkMeterProvider | None = None
         self._last: list[Metric] = []
-        self.reader = PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)
+        self.reader = PrometheusReader(self._registry)
+        self.no_data: str | None = None
+        """Why nothing is ever collected; None when something is."""
 
-    def attach(self, provider: MeterProvider) -> bool:
-        """Collect from this provider; return False if it is not the SDK's: nothing is collected then."""
-        if isinstance(provider, SdkMeterProvider):
+    def attach(self, provider: MeterProvider, no_data: str | None = None) -> None:
+        """Collect from this provider, unless there is a reason why it has nothing, or it is not the SDK's."""
+        if no_data is None and isinstance(provider, SdkMeterProvider):
             self._provider = provider
             provider.add_metric_reader(self.reader)
         else:
+            self.no_data = no_data or f"the meter provider is {type(provider).__name__}, not the SDK's"
             self.reader.shutdown()
-        return self._provider is not None
 
     def detach(self) -> None:
         """Leave the provider, for good; what is collected now is what is read from now on."""
@@ -85,7 +85,7 @@ class CollectedMetrics:
     def collect(self) -> Samples:
         """Collect now and return every sample."""
         return Samples(
-            Sample(sample.name, {k: v for k, v in sample.labels.items() if v}, float(sample.value))
+            Sample(sample.name, sample.labels, float(sample.value))
             for family in self._families()
             for sample in family.samples
         )
@@ -93,7 +93,10 @@ class CollectedMetrics:
     def expose(self, accept: str = "") -> tuple[str, bytes]:
         """Return (content type, body) in the format an Accept header asks for: text or OpenMetrics."""
         encode, content_type = choose_encoder(accept)
-        return content_type, encode(_Families(self._families()))
+        body = encode(_Families(self._families()))
+        if self.no_data is not None and content_type.startswith("text/plain"):
+            body = f"# no data: {self.no_data}\n".encode()
+        return content_type, body
 
     def _families(self) -> list[Metric]:
         with self._lock:

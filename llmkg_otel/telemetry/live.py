@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from llmkg_otel.telemetry import semconv
+from llmkg_otel.telemetry.logs import dropped_records
 
 if TYPE_CHECKING:
     from llmkg_otel.system import ProductionSystem
@@ -159,6 +160,7 @@ def _life(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
     yield semconv.PROBE_STATUS, probes
     yield semconv.LIFECYCLE_STATUS, lambda: _states(system.lifecycle.state, semconv.LIFECYCLE_STATES, {})
     yield semconv.ALERT_STATUS, alerts
+    yield semconv.LOGS_DROPPED, lambda: _by("destination", dropped_records())
 
 
 def _active(system: ProductionSystem) -> Mapping[str, int]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace import (
-    INVALID_SPAN,
     Span,
     SpanContext,
     Status,
@@ -19,12 +18,16 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from llmkg_otel.call import current_call
 from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, RejectedError, error_type
 from llmkg_otel.events import (
     BreakerTransitioned,
     CheckpointEnded,
+    ConnectionWaited,
     Event,
     LifecycleChanged,
+    PermitWaited,
+    RetryScheduled,
     ShutdownPhaseEnded,
 )
 from llmkg_otel.telemetry import semconv
@@ -68,13 +71,12 @@ class TelemetryObserver:
             attributes = self._attributes.get(call.operation)
             if attributes is None:
                 attributes = self._attributes[call.operation] = {semconv.OPERATION_NAME: call.operation}
-            span = INVALID_SPAN if call.span_owner else get_current_span()
-            if span.get_span_context().is_valid:
-                span.set_attributes(attributes)
-            else:
+            if call.span_owner or not (span := get_current_span()).get_span_context().is_valid:
                 call.span_owner = True  # nobody else covers the call
                 span = self._tracer.start_span(call.operation)
                 call.scope = otel_context.attach(set_span_in_context(span))
+            else:
+                span.set_attributes(attributes)
             call.span = span
             if call.correlation_id is not None:
                 span.set_attribute(semconv.CORRELATION_ID, call.correlation_id)
@@ -139,6 +141,8 @@ class TelemetryObserver:
                 self._trace_shutdown(event)
             elif isinstance(event, CheckpointEnded):
                 self._trace_ended(semconv.CHECKPOINT_SPAN, event)
+            elif isinstance(event, PermitWaited | ConnectionWaited | RetryScheduled):
+                _mark_wait(event)
             self._records.write(event)
         except Exception as problem:  # noqa: BLE001
             self._hook_failed("on_event", problem)
@@ -220,6 +224,22 @@ class TelemetryObserver:
         if (hook, kind) not in self._failed_hooks:
             self._failed_hooks.add((hook, kind))
             _log.warning("telemetry hook %s failed; further ones are counted", hook, exc_info=problem)
+
+
+def _mark_wait(event: PermitWaited | ConnectionWaited | RetryScheduled) -> None:
+    """Tell the call's span where its time went: the first attempt, which has no span, and each wait."""
+    if isinstance(event, RetryScheduled):
+        name, call = semconv.RETRY_SCHEDULED, current_call()
+        attributes: dict[str, str | float] = {
+            "attempt": event.attempt,
+            "seconds": 0.0 if call is None else call.attempt_seconds,
+            "delay": event.delay,
+            semconv.ERROR_TYPE: event.error_type,
+        }
+    else:
+        name = semconv.PERMIT_WAITED if isinstance(event, PermitWaited) else semconv.CONNECTION_WAITED
+        attributes = {"pool": event.pool, "seconds": event.seconds, "acquired": event.acquired}
+    get_current_span().add_event(name, attributes)
 
 
 def _set_error(span: Span, error: BaseException, kind: str) -> None:

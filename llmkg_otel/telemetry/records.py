@@ -109,11 +109,11 @@ class Records:
 
     @write.register
     def _(self, event: TimeLimitIgnored) -> None:
-        what = "has returned" if event.returned else "was given up, and its thread runs on"
+        what = "returned" if event.returned else "still ran"
         _emit(
             logging.WARNING,
             semconv.TIME_LIMIT_IGNORED,
-            f"{event.operation}: a sync operation {what} after {event.seconds:.3f} s",
+            f"{event.operation}: an operation that ignored its time limit {what} after {event.seconds:.3f} s",
             operation=event.operation,
             seconds=event.seconds,
             returned=event.returned,

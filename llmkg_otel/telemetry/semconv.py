@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from llmkg_otel._buckets import DURATION_BUCKETS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -32,6 +34,8 @@ FALLBACK_NAME = "llmkg.fallback.name"
 FALLBACK_REASON = "llmkg.fallback.reason"
 DB_SYSTEM = "db.system.name"
 DB_OPERATION = "db.operation.name"
+DB_QUERY_TEXT = "db.query.text"
+DB_RETURNED_ROWS = "db.response.returned_rows"
 CONNECTION_POOL = "db.client.connection.pool.name"
 CONNECTION_STATE = "db.client.connection.state"
 MCP_METHOD = "mcp.method.name"
@@ -40,7 +44,7 @@ OTHER = "_OTHER"
 
 # Closed sets
 BREAKER_STATES = ("closed", "open", "half_open", "forced_open", "disabled")
-BREAKER_STORAGE_STATES = ("primary", "fallback")
+BREAKER_STORAGE_STATES = ("primary", "slow", "fallback")
 BREAKER_OUTCOMES = ("success", "failure", "ignored", "rejected")
 RETRY_OUTCOMES = ("first_try", "recovered", "exhausted", "not_retryable", "budget_exhausted", "deadline")
 RATE_LIMIT_RESULTS = ("acquired", "rejected", "failed_open", "failed_closed")
@@ -66,6 +70,7 @@ LIFECYCLE_STATES = (
     "stopped",
 )
 SHUTDOWN_OUTCOMES = ("drained", "cancelled", "refused")
+LOG_DESTINATIONS = ("stderr", "otlp")
 ALERT_STATES = ("inactive", "pending", "firing", "unknown")
 
 # Events (log records with an event name)
@@ -87,25 +92,9 @@ ATTEMPT_SPAN = "llmkg.attempt"
 SHUTDOWN_SPAN = "llmkg.shutdown"
 CHECKPOINT_SPAN = "llmkg.checkpoint"
 
-DURATION_BUCKETS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)
-"""Bounds in seconds, given to the SDK as advice so that a user's View still wins."""
+# Events of spans; a retry's is named as its log record
+PERMIT_WAITED = "llmkg.permit.waited"
+CONNECTION_WAITED = "llmkg.connection.waited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +155,8 @@ BREAKER_TRANSITIONS = Instrument(
 )
 BREAKER_STORAGE_STATUS = _state(
     "llmkg.circuit_breaker.storage.status",
-    "1 for primary while the store of shared circuits answers, else for fallback; absent if none is shared.",
+    "1 for primary while the store of shared circuits answers, for slow if it did too late, else fallback;"
+    " absent if none is shared.",
     {"state": BREAKER_STORAGE_STATES},
 )
 RETRY_CALLS = Instrument(
@@ -284,6 +274,13 @@ HOOK_ERRORS = Instrument(
     "{error}",
     "Errors inside telemetry itself, kept away from the call.",
     {"hook": None, ERROR_TYPE: None},
+)
+LOGS_DROPPED = Instrument(
+    "llmkg.telemetry.logs.dropped",
+    "ObservableCounter",
+    "{record}",
+    "Log records that a full queue has lost, by where they should have gone.",
+    {"destination": LOG_DESTINATIONS},
 )
 MCP_OPERATION_DURATION = _duration(
     "mcp.server.operation.duration",

@@ -34,14 +34,16 @@ from opentelemetry.sdk._configuration import (
     _OTelSDKConfigurator,
 )
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
-from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExporter, MetricExportResult
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from llmkg_otel._threads import in_daemon_thread
+from llmkg_otel.config import MonitoringConfig
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks
-from llmkg_otel.telemetry.logs import LogExport
+from llmkg_otel.telemetry.logs import CountingProcessor, LogExport
+from llmkg_otel.telemetry.recent_logs import RecentLogs
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Telemetry", "bound_exit", "set_up_telemetry"]
 
+DEFAULTS = MonitoringConfig()
 EXIT_SECONDS = 5.0
 """What the providers that were set up here get at exit in a process that has closed no system."""
 
@@ -69,11 +72,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """The providers a system writes to, the metrics it reads back, and its part in exporting logs."""
+    """The providers a system writes to, what it reads back, and its part in exporting logs."""
 
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
     collected: CollectedMetrics
+    recent_logs: RecentLogs
     log_export: LogExport | None = None
 
     def tracer(self) -> Tracer:
@@ -116,12 +120,14 @@ class _Lasting:
     def __init__(self) -> None:
         self.exit_seconds = EXIT_SECONDS
         self.exports_logs = False
+        self._process = os.getpid()
         self._exiting = threading.Event()
         self._ends: dict[Any, Future[object]] = {}
 
     def add(self, provider: Any) -> None:
         if provider in self._ends or not hasattr(provider, "shutdown"):
             return
+        self._process = os.getpid()
         atexit.unregister(provider.shutdown)
         if not self._ends:
             atexit.register(self._exit)
@@ -129,7 +135,18 @@ class _Lasting:
             lambda: self._exiting.wait() and provider.shutdown(), "llmkg-telemetry-exit"
         )
 
+    def refuse_in_forks(self, needed: Collection[str]) -> None:
+        """Raise ConfigurationError in a fork that would write to the providers that its parent has set up."""
+        for signal in needed:
+            if _GLOBALS[signal]() in self._ends and os.getpid() != self._process:
+                raise ConfigurationError(
+                    f"the global provider of {signal} was set up in process {self._process}, of which this"
+                    " one is a fork: make the first system after the fork, or pass providers of this process"
+                )
+
     def _exit(self) -> None:
+        if os.getpid() != self._process:
+            return  # a fork has none of the threads that would do it
         self._exiting.set()
         wait(self._ends.values(), self.exit_seconds)
 
@@ -149,7 +166,9 @@ def _run_each(steps: list[Callable[[], object] | None], timeout: float) -> str |
 
 
 def set_up_telemetry(
-    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    monitoring: MonitoringConfig = DEFAULTS,
 ) -> Telemetry:
     """Return the telemetry of a system: the given providers, else the global ones, else new global ones.
 
@@ -160,24 +179,23 @@ def set_up_telemetry(
     if (tracer_provider is None or meter_provider is None) and not disabled:
         given = {"traces": tracer_provider, "metrics": meter_provider}
         needed = [signal for signal in _GLOBALS if given.get(signal) is None]
+        _lasting.refuse_in_forks(needed)
         with _setting_up:
             if missing := [each for each in needed if type(_GLOBALS[each]()).__name__ in _UNSET]:
                 _set_up(missing)
     tracer_provider = tracer_provider or trace.get_tracer_provider()
     meter_provider = meter_provider or metrics.get_meter_provider()
     collected = CollectedMetrics()
-    readable = collected.attach(meter_provider)
-    if disabled:
-        _log.info("OTEL_SDK_DISABLED is true: nothing is recorded; /metrics and alerts stay empty")
-    elif not readable:
-        _log.warning(
-            "the global meter provider is %s, not the SDK's: /metrics, status and alerts stay empty",
-            type(meter_provider).__name__,
-        )
-    log_export = LogExport() if _lasting.exports_logs else None
+    collected.attach(meter_provider, "OTEL_SDK_DISABLED is true" if disabled else None)
+    if collected.no_data is not None:
+        level = logging.INFO if disabled else logging.WARNING
+        _log.log(level, "%s: /metrics, status and alerts have no data", collected.no_data)
+    redact = monitoring.redact_secrets
+    log_export = LogExport(redact=redact) if _lasting.exports_logs else None
     if log_export is not None:
         logging.getLogger().addHandler(log_export)
-    return Telemetry(tracer_provider, meter_provider, collected, log_export)
+    recent_logs = RecentLogs(monitoring.max_log_entries, redact=redact)
+    return Telemetry(tracer_provider, meter_provider, collected, recent_logs, log_export)
 
 
 def bound_exit() -> None:
@@ -216,10 +234,32 @@ def _set_up_from_variables(signals: Collection[str]) -> None:
         generator, sampler = _import_id_generator(_get_id_generator()), _import_sampler(_get_sampler())
         _init_tracing(spans, generator, sampler, resource, options)
     if "metrics" in signals:
-        _init_metrics(readers, resource, options)
+        _init_metrics({name: _at_home(each, options) for name, each in readers.items()}, resource, options)
     if "logs" in signals:
-        _init_logging(logs, resource, setup_logging_handler=False, exporter_args_map=options)
+        _init_logging(
+            logs,
+            resource,
+            setup_logging_handler=False,
+            exporter_args_map=options,
+            export_log_record_processor=CountingProcessor,
+        )
         _lasting.exports_logs = bool(logs)
+
+
+def _at_home(kind: Any, options: dict[Any, dict[str, Any]]) -> Any:
+    """Return a metric exporter's class, of which a fork exports nothing: its series would be its parent's."""
+    if not issubclass(kind, MetricExporter):
+        return kind
+    home = os.getpid()
+
+    def export(self: Any, *arguments: Any, **named: Any) -> Any:
+        if os.getpid() != home:
+            return MetricExportResult.SUCCESS
+        return kind.export(self, *arguments, **named)
+
+    own = type(kind.__name__, (kind,), {"export": export})
+    options[own] = options.get(kind, {})
+    return own
 
 
 def _exporter_names(signal: Any) -> list[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmkg_otel.errors import (
     CircuitOpenError,
+    EngineCancelledError,
+    FailureReturnedError,
     InvalidInputError,
     LoadShedError,
     OperationTimeoutError,
@@ -17,12 +19,19 @@ from llmkg_otel.errors import (
     ShuttingDownError,
 )
 from llmkg_otel.telemetry import semconv
-from llmkg_otel.telemetry.semconv import DURATION_BUCKETS, INSTRUMENTS, METER_NAME, SCHEMA_URL, Instrument
+from llmkg_otel.telemetry.semconv import (
+    DURATION_BUCKETS,
+    INSTRUMENTS,
+    METER_NAME,
+    SCHEMA_URL,
+    Instrument,
+    Values,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["EVENTS", "SPANS", "Entry", "prometheus_name", "telemetry_table"]
+__all__ = ["EVENTS", "SPANS", "SPAN_EVENTS", "Entry", "contract_series", "prometheus_name", "telemetry_table"]
 
 _UNITS = {"s": "_seconds", "By": "_bytes"}
 
@@ -34,8 +43,10 @@ _ERRORS = (
     LoadShedError,
     ShuttingDownError,
     OperationTimeoutError,
+    EngineCancelledError,
     InvalidInputError,
     ResponseTooLargeError,
+    FailureReturnedError,
 )
 _INTRODUCTION = f"""# Telemetry
 
@@ -46,10 +57,16 @@ current. Everything comes from the meter and tracer `{METER_NAME}`, schema {SCHE
 {", ".join(f"`{error.reason}`" for error in _ERRORS)}, `cancelled`,
 or the class of the engine's own exception. An attribute without listed values takes names that the
 configuration or the code bounds; operations past the bound are `{semconv.OTHER}`. This layer writes no user
-id, argument or result to a metric, span or log record.
+id, argument or result to a metric, span or log record, but for the text of queries where you opt in.
 
 Histograms are in seconds, with these bounds as advice, which a View of yours overrides:
 {", ".join(f"{bound:g}" for bound in DURATION_BUCKETS)}."""
+
+
+_EVENTS_TOLD = (
+    "Log records with an event name, from the logger `llmkg_otel.events`. Every record inside a call is"
+    f" exported with `{semconv.OPERATION_NAME}` and `{semconv.CORRELATION_ID}` as well."
+)
 
 
 class Entry(NamedTuple):
@@ -75,7 +92,8 @@ SPANS = (
             semconv.FALLBACK_NAME,
             semconv.FALLBACK_REASON,
         ),
-        "A protected call, refused ones included; an MCP server's span is enriched instead. "
+        "A protected call, refused ones included; an MCP server's span is enriched instead, and only there "
+        f"`{semconv.OPERATION_NAME}` is needed, which else is the span's name. "
         "A call that an open circuit refused links to the span that opened it; one that a fallback "
         "answered tells which, and the error type of what failed.",
     ),
@@ -101,11 +119,40 @@ SPANS = (
     Entry(
         "{method}",
         "CLIENT",
-        (semconv.DB_SYSTEM, semconv.DB_OPERATION, semconv.ERROR_TYPE),
-        "An engine operation, by auto-instrumentation.",
+        (
+            semconv.DB_SYSTEM,
+            semconv.DB_OPERATION,
+            semconv.DB_RETURNED_ROWS,
+            semconv.DB_QUERY_TEXT,
+            semconv.ERROR_TYPE,
+        ),
+        "An engine operation, by auto-instrumentation; with LLMKG_PROTECT it also has what a protected "
+        "call's span has. The query's text is there only with `instrumentation.capture_text`.",
     ),
 )
 """The spans that this layer opens."""
+
+SPAN_EVENTS = (
+    Entry(
+        semconv.PERMIT_WAITED,
+        "{operation}",
+        ("pool", "seconds", "acquired"),
+        "The call had to wait for a permit, for so many seconds, and got it or not.",
+    ),
+    Entry(
+        semconv.CONNECTION_WAITED,
+        "{operation}",
+        ("pool", "seconds", "acquired"),
+        "The same for a connection of a pool; on whatever span is current then.",
+    ),
+    Entry(
+        semconv.RETRY_SCHEDULED,
+        "{operation}",
+        ("attempt", "seconds", "delay", semconv.ERROR_TYPE),
+        "An attempt took `seconds` and failed; the next one begins after `delay` seconds.",
+    ),
+)
+"""What the spans of calls tell of where their time went; what is left is the engine's."""
 
 EVENTS = (
     Entry(
@@ -130,7 +177,7 @@ EVENTS = (
         semconv.TIME_LIMIT_IGNORED,
         "WARN",
         ("operation", "seconds", "returned"),
-        "A sync operation ran past its time limit: it has returned now, or its thread runs on.",
+        "An operation ran past its time limit: it has returned now, or it, or its thread, goes on.",
     ),
     Entry(
         semconv.FALLBACK_FAILED,
@@ -177,8 +224,10 @@ def telemetry_table() -> str:
         _table(("Metric", "In Prometheus", "Kind, unit", "Attributes", "What"), map(_metric, INSTRUMENTS)),
         "## Spans",
         _table(("Span", "Kind", "Attributes", "What"), map(_entry, SPANS)),
+        "## Span events",
+        _table(("Event", "On", "Attributes", "When"), map(_entry, SPAN_EVENTS)),
         "## Events",
-        "Log records with an event name, from the logger `llmkg_otel.events`.",
+        _EVENTS_TOLD,
         _table(("Event", "Severity", "Attributes", "When"), map(_entry, EVENTS)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -192,6 +241,27 @@ def prometheus_name(instrument: Instrument) -> str:
     """
     total = "_total" if instrument.kind in ("Counter", "ObservableCounter") else ""
     return instrument.name.replace(".", "_") + _UNITS.get(instrument.unit, "") + total
+
+
+def contract_series() -> dict[str, dict[str, Values]]:
+    """Return every series of the contract by its name in Prometheus, with its labels and their values.
+
+    A histogram has three names, and its buckets the label `le`. None: any value. What a scrape, a rule or
+    a dashboard names beyond these, and beyond what Prometheus adds, does not exist.
+    """
+    series: dict[str, dict[str, Values]] = {}
+    for instrument in INSTRUMENTS:
+        labels = {key.replace(".", "_"): values for key, values in instrument.attributes.items()}
+        name = prometheus_name(instrument)
+        if instrument.kind == "Histogram":
+            series |= {
+                f"{name}_bucket": labels | {"le": None},
+                f"{name}_sum": labels,
+                f"{name}_count": labels,
+            }
+        else:
+            series[name] = labels
+    return series
 
 
 def _metric(instrument: Instrument) -> tuple[str, ...]:

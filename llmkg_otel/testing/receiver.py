@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,19 +29,20 @@ _LONGEST_BODY = 64 * 1024 * 1024
 
 
 class OtlpReceiver:
-    """Receives traces, metrics and logs from one process, and keeps them in memory.
+    """Receives traces, metrics and logs, and keeps them in memory.
 
-    A context manager: listens on a spare port of 127.0.0.1 from construction to `close()`, in daemon
-    threads. Every method may be called from any thread. `max_records` bounds spans, log records and
+    A context manager: listens on 127.0.0.1, on `port` or a spare one (0), from construction to `close()`,
+    in daemon threads. Every method may be called from any thread. `max_records` bounds spans, log records and
     series each: the oldest span or record goes first, a new series is refused; `dropped` counts both.
     `keep` decides which spans are kept; None keeps all. Of a metric only the latest point per (name,
-    attributes) is kept, so senders should use cumulative temporality, the SDK's default.
+    attributes, service.instance.id) is kept, so senders should use cumulative temporality, the SDK's default.
     """
 
     def __init__(
         self,
         *,
         protocol: Literal["http", "grpc"] = "http",
+        port: int = 0,
         max_records: int = 100_000,
         keep: Callable[[SpanRecord], bool] | None = None,
     ) -> None:
@@ -49,17 +50,19 @@ class OtlpReceiver:
         self._keep = keep
         self._spans: deque[SpanRecord] = deque(maxlen=max_records)
         self._logs: deque[LogEntry] = deque(maxlen=max_records)
-        self._points: dict[str, dict[Attributes, Point]] = {}
+        self._points: dict[str, dict[tuple[str, Attributes], Point]] = {}
         self._max_records = max_records
         self.dropped = 0
+        self.exports: Counter[str] = Counter()
+        """How many exports have arrived, of "traces", "metrics" and "logs"."""
         self._protocol = protocol
         listen = _listen_http if protocol == "http" else _listen_grpc
-        self._port, self._stop = listen(self._take)
+        self.port, self._stop = listen(self._take, port)
 
     @property
     def endpoint(self) -> str:
         """The value for `OTEL_EXPORTER_OTLP_ENDPOINT`."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """Return the standard variables that make a process export all three signals to here."""
@@ -83,10 +86,19 @@ class OtlpReceiver:
             if name in (None, span.name) and scope in (None, span.scope) and kind in (None, span.kind)
         ]
 
-    def metric(self, name: str) -> dict[Attributes, Point]:
-        """Return the latest point of each series of a metric, by its attributes."""
+    def metric(self, name: str, *, instance: str | None = None) -> dict[Attributes, Point]:
+        """Return the latest point of each series of a metric, by its attributes.
+
+        `instance` is the service.instance.id of a process; None takes all, of the same series any.
+        """
         with self._changed:
-            return dict(self._points.get(name, {}))
+            points = self._points.get(name, {}).items()
+            return {attributes: point for (who, attributes), point in points if instance in (None, who)}
+
+    def instances(self) -> set[str]:
+        """Return the service.instance.id of every process that has sent metrics; "" is one without."""
+        with self._changed:
+            return {who for series in self._points.values() for who, _ in series}
 
     def metric_names(self) -> set[str]:
         """Return the names of all metrics received."""
@@ -123,14 +135,17 @@ class OtlpReceiver:
         if signal == "traces":
             spans = [span for span in decode_spans(body) if self._keep is None or self._keep(span)]
             with self._changed:
+                self.exports[signal] += 1
                 self._append(self._spans, spans)
         elif signal == "logs":
             entries = list(decode_logs(body))
             with self._changed:
+                self.exports[signal] += 1
                 self._append(self._logs, entries)
         else:
             points = list(decode_points(body))
             with self._changed:
+                self.exports[signal] += 1
                 self._update(points)
 
     def _append(self, kept: deque[Any], new: list[Any]) -> None:
@@ -138,16 +153,16 @@ class OtlpReceiver:
         kept.extend(new)
         self._changed.notify_all()
 
-    def _update(self, points: list[tuple[str, Attributes, Point]]) -> None:
+    def _update(self, points: list[tuple[str, str, Attributes, Point]]) -> None:
         room = self._max_records - sum(map(len, self._points.values()))
-        for name, attributes, point in points:
+        for instance, name, attributes, point in points:
             series = self._points.setdefault(name, {})
-            if attributes not in series:
+            if (instance, attributes) not in series:
                 if room <= 0:
                     self.dropped += 1
                     continue
                 room -= 1
-            series[attributes] = point
+            series[instance, attributes] = point
         self._changed.notify_all()
 
 
@@ -156,7 +171,7 @@ Listening = tuple[int, Callable[[], None]]
 """The port, and what stops listening."""
 
 
-def _listen_http(take: Take) -> Listening:
+def _listen_http(take: Take, port: int) -> Listening:
     class Endpoint(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             status = self._export()
@@ -185,7 +200,7 @@ def _listen_http(take: Take) -> Listening:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             """Stay quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Endpoint)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="otlp-receiver", daemon=True)
     thread.start()
@@ -208,7 +223,7 @@ _GRPC_METHODS = {
 }
 
 
-def _listen_grpc(take: Take) -> Listening:
+def _listen_grpc(take: Take, port: int) -> Listening:
     import grpc  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415 - HTTP must not need it
 
     class Endpoint(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
@@ -225,11 +240,11 @@ def _listen_grpc(take: Take) -> Listening:
 
     pool = ThreadPoolExecutor(2, "otlp-receiver")
     server = grpc.server(pool, handlers=[Endpoint()])
-    port: int = server.add_insecure_port("127.0.0.1:0")
+    bound: int = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
 
     def stop() -> None:
         server.stop(grace=1.0).wait()
         pool.shutdown()
 
-    return port, stop
+    return bound, stop

@@ -49,13 +49,14 @@ class Point:
     """The latest point of one series: a number, or of a histogram its sum, count and buckets.
 
     `value` is the number or the sum; the others are empty for a number. `bucket_counts` has one more
-    entry than `bounds`: the last one counts what was above all of them.
+    entry than `bounds`: the last one counts what was above all of them. `exemplars` are (value, trace id).
     """
 
     value: float
     count: int = 0
     bounds: tuple[float, ...] = ()
     bucket_counts: tuple[int, ...] = ()
+    exemplars: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +101,14 @@ def _span(span: trace_pb2.Span, scope: str) -> SpanRecord:
     )
 
 
-def decode_points(body: bytes) -> Iterator[tuple[str, Attributes, Point]]:
-    """Yield (metric name, attributes, point) of an ExportMetricsServiceRequest."""
+def decode_points(body: bytes) -> Iterator[tuple[str, str, Attributes, Point]]:
+    """Yield (service.instance.id, metric name, attributes, point) of an ExportMetricsServiceRequest."""
     for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+        instance = str(_attributes(resource.resource.attributes).get("service.instance.id", ""))
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 for attributes, point in _points(metric):
-                    yield metric.name, attributes_key(_attributes(attributes)), point
+                    yield instance, metric.name, attributes_key(_attributes(attributes)), point
 
 
 def _points(metric: metrics_pb2.Metric) -> Iterator[tuple[Iterable[KeyValue], Point]]:
@@ -118,6 +120,7 @@ def _points(metric: metrics_pb2.Metric) -> Iterator[tuple[Iterable[KeyValue], Po
                 histogram.count,
                 tuple(histogram.explicit_bounds),
                 tuple(histogram.bucket_counts),
+                tuple((each.as_double, each.trace_id.hex()) for each in histogram.exemplars),
             ),
         )
     for exponential in metric.exponential_histogram.data_points:

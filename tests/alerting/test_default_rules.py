@@ -1,183 +1,65 @@
 """The rules that ship: valid for Prometheus, on metrics that exist, firing and quiet when they should."""
 
+from __future__ import annotations
+
+import contextlib
 import re
 import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import promql_parser
 import pytest
+import yaml
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
-from support.prometheus import Promtool, Recorder, agree, labels_of, store_of, values_of, vector_of
+from support.prometheus import Promtool, Vector, vector_of
 
-from llmkg_otel.alerting.evaluator import AlertEvaluator
 from llmkg_otel.alerting.promql import Expression
-from llmkg_otel.alerting.rules import AlertRule, load_default_rules
-from llmkg_otel.alerting.samples import SampleStore
+from llmkg_otel.alerting.rules import AlertRule, RecordingRule, load_default_rules
+from llmkg_otel.alerting.unit_test_file import load_unit_tests
+from llmkg_otel.alerting.unit_tests import run_unit_tests
+from llmkg_otel.errors import LlmkgOtelError
+from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.telemetry.semconv import INSTRUMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from llmkg_otel.system import ProductionSystem
+    from llmkg_otel.testing import CapturedTelemetry
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "llmkg_otel" / "alerting" / "default_rules.yaml"
-RULES = [rule for group in load_default_rules().groups for rule in group.rules if isinstance(rule, AlertRule)]
+GROUPS = load_default_rules().groups
+RULES = [rule for group in GROUPS for rule in group.rules if isinstance(rule, AlertRule)]
+TEST_FILES = sorted((ROOT / "tests" / "alerting" / "rules").glob("llmkg_*.yaml"))
+"""Unit tests in promtool's format, a file for each alert."""
 INTERVAL = 59
-STEPS = 24
-OPERATION = 'llmkg_operation_name="search"'
-COUNT = "llmkg_operation_duration_seconds_count{" + OPERATION
-BUCKET = "llmkg_operation_duration_seconds_bucket{" + OPERATION
-REJECTED = 'llmkg_rate_limit_requests_total{policy="user",result="rejected"}'
-ACQUIRED = 'llmkg_rate_limit_requests_total{policy="user",result="acquired"}'
-POOL = '{pool="operations"}'
-
-FIRING = {
-    "LlmkgHighErrorRate": [(f"{COUNT}}}", "0+90x30"), (f'{COUNT},error_type="TimeoutError"}}', "0+10x30")],
-    "LlmkgHighLatency": [
-        (f'{BUCKET},le="{bound}"}}', f"0+{step}x30")
-        for bound, step in (("5", 90), ("10", 100), ("+Inf", 100))
-    ],
-    "LlmkgCircuitBreakerOpen": [
-        ('llmkg_circuit_breaker_status{name="search",state="open"}', "0 1x10 0 1x20"),
-        ('llmkg_circuit_breaker_status{name="search",state="half_open"}', "0 0x10 1 0x20"),
-    ],
-    "LlmkgRetryBudgetSpent": [
-        ('llmkg_retry_calls_total{name="search",outcome="budget_exhausted"}', "0+1x30"),
-    ],
-    "LlmkgRateLimitStorm": [(REJECTED, "0+120x30"), (ACQUIRED, "0+120x30")],
-    "LlmkgPermitsExhausted": [
-        (f"llmkg_permit_usage{POOL}", "10x30"),
-        (f"llmkg_permit_limit{POOL}", "10x30"),
-        (f"llmkg_permit_pending_requests{POOL}", "3x30"),
-    ],
-    "LlmkgMemoryHigh": [
-        ('llmkg_resource_usage{name="memory"}', "1.9e9x30"),
-        ('llmkg_resource_limit{name="memory"}', "2e9x30"),
-    ],
-    "LlmkgHealthFail": [('llmkg_health_status{component="engine",state="fail"}', "0 1x30")],
-    "LlmkgHealthWarn": [('llmkg_health_status{component="engine",state="warn"}', "0 1x30")],
-    "LlmkgHealthDegrading": [
-        ('llmkg_health_trend{component="engine",state="degrading"}', "0 1x8 0x20"),
-        ('llmkg_health_trend{component="engine",state="flapping"}', "0 0x8 1x20"),
-    ],
-    "LlmkgAlertEvaluationFailing": [
-        ('llmkg_alert_status{alert="LlmkgMemoryHigh",severity="warning",state="unknown"}', "0 1x30"),
-    ],
-    "LlmkgTelemetryHookErrors": [
-        ('llmkg_telemetry_hook_errors_total{hook="on_event",error_type="KeyError"}', "0 1 2x30"),
-    ],
-}
-"""For each alert, series on which it fires by the last step."""
-
-QUIET = {
-    "LlmkgHighErrorRate": [
-        [(f"{COUNT}}}", "0+100x30"), (f'{COUNT},error_type="TimeoutError"}}', "0+4x30")],
-        [(f"{COUNT}}}", "0+1x30"), (f'{COUNT},error_type="TimeoutError"}}', "0+1x30")],  # too few calls
-        [(f"{COUNT}}}", "0+100x30"), (f'{COUNT},error_type="rate_limited"}}', "0+100x30")],
-        [(f"{COUNT}}}", "0+100x30"), (f'{COUNT},error_type="TimeoutError"}}', "0 90x30")],  # one burst
-    ],
-    "LlmkgHighLatency": [
-        [
-            (f'{BUCKET},le="{bound}"}}', f"0+{step}x30")
-            for bound, step in (("5", 100), ("10", 100), ("+Inf", 100))
-        ],
-        [(f'{BUCKET},error_type="E",le="{bound}"}}', "0+9x30") for bound in ("10", "+Inf")],
-        [(f'{BUCKET},le="{bound}"}}', "5x30") for bound in ("5", "10", "+Inf")],  # no traffic: NaN
-    ],
-    "LlmkgCircuitBreakerOpen": [
-        [('llmkg_circuit_breaker_status{name="search",state="closed"}', "1x30")],
-        [('llmkg_circuit_breaker_status{name="search",state="open"}', "0 1 0 1 0x30")],
-    ],
-    "LlmkgRetryBudgetSpent": [
-        [('llmkg_retry_calls_total{name="search",outcome="recovered"}', "0+9x30")],
-        [('llmkg_retry_calls_total{name="search",outcome="budget_exhausted"}', "7x30")],
-    ],
-    "LlmkgRateLimitStorm": [
-        [(REJECTED, "0+120x30"), (ACQUIRED, "0+1200x30")],  # a tenth
-        [(REJECTED, "0+30x30"), (ACQUIRED, "0+1x30")],  # half a call a second
-    ],
-    "LlmkgPermitsExhausted": [
-        [
-            (f"llmkg_permit_usage{POOL}", "10x30"),
-            (f"llmkg_permit_limit{POOL}", "10x30"),
-            (f"llmkg_permit_pending_requests{POOL}", "0x30"),
-        ],
-        [
-            (f"llmkg_permit_usage{POOL}", "9x30"),
-            (f"llmkg_permit_limit{POOL}", "10x30"),
-            (f"llmkg_permit_pending_requests{POOL}", "3x30"),
-        ],
-    ],
-    "LlmkgMemoryHigh": [
-        [
-            ('llmkg_resource_usage{name="memory"}', "1.7e9x30"),
-            ('llmkg_resource_limit{name="memory"}', "2e9x30"),
-            ('llmkg_resource_usage{name="cpu"}', "0.99x30"),
-            ('llmkg_resource_limit{name="cpu"}', "1x30"),
-        ],
-    ],
-    "LlmkgHealthFail": [[('llmkg_health_status{component="engine",state="fail"}', "0x10 1 0x20")]],
-    "LlmkgHealthWarn": [[('llmkg_health_status{component="engine",state="warn"}', "1x8 0 1x8 0 1x8")]],
-    "LlmkgHealthDegrading": [
-        [('llmkg_health_trend{component="engine",state="improving"}', "1x30")],
-        [('llmkg_health_trend{component="engine",state="degrading"}', "0 1 0 1 0x30")],
-    ],
-    "LlmkgAlertEvaluationFailing": [
-        [('llmkg_alert_status{alert="A",severity="warning",state="unknown"}', "0x20 1x3")],
-        [('llmkg_alert_status{alert="A",severity="warning",state="firing"}', "1x30")],
-    ],
-    "LlmkgTelemetryHookErrors": [
-        [('llmkg_telemetry_hook_errors_total{hook="on_event",error_type="KeyError"}', "3x30")],
-    ],
-}
-"""For each alert, series on which it never fires."""
-
-SCENARIOS = [
-    *((name, series, True) for name, series in FIRING.items()),
-    *((name, series, False) for name, quiet in QUIET.items() for series in quiet),
-]
+TESTS = [test for file in TEST_FILES for test in yaml.safe_load(file.read_text())["tests"]]
 
 
-def test_every_default_rule_has_a_scenario_of_each_kind() -> None:
-    assert {rule.name for rule in RULES} == set(FIRING) == set(QUIET)
+def test_every_default_rule_has_unit_tests_of_both_kinds() -> None:
+    kinds = {(test["alert_rule_test"][0]["alertname"], test["name"].split()[0]) for test in TESTS}
+    assert kinds == {(rule.name, kind) for rule in RULES for kind in ("fires", "is")}
+    for test in TESTS:
+        [asked] = test["alert_rule_test"]
+        assert bool(asked["exp_alerts"]) is test["name"].startswith("fires ")
 
 
-def run_here(series: list[tuple[str, str]], recorder: Recorder) -> SampleStore:
-    """Feed the series step by step, evaluate all default rules at each, and return the store."""
-    store = SampleStore(3600, 1000)
-    evaluator = AlertEvaluator(load_default_rules().groups, store, recorder)
-    points = [(text, values_of(values)) for text, values in series]
-    for step in range(STEPS + 1):
-        at = float(step * INTERVAL)
-        collection: list[tuple[str, dict[str, str], float]] = []
-        for text, values in points:
-            labels = dict(labels_of(text))
-            value = values[step]
-            assert isinstance(value, float)
-            collection.append((labels.pop("__name__"), labels, value))
-        store.append(at, collection)
-        evaluator.evaluate(at)
-        assert evaluator.errors() == ()
-    return store
+@pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
+def test_a_default_rule_fires_and_is_quiet_as_its_unit_tests_say(file: Path) -> None:
+    assert run_unit_tests(load_unit_tests(file)) == []
 
 
-@pytest.mark.parametrize(("name", "series", "fires"), SCENARIOS)
-def test_a_default_rule_fires_and_stays_quiet(
-    recorder: Recorder, name: str, series: list[tuple[str, str]], fires: bool
-) -> None:
-    run_here(series, recorder)
-    fired = {event.alert for event in recorder.events if event.firing}
-    assert fired == ({name} if fires else set())
-
-
-@pytest.mark.parametrize(("name", "series", "fires"), SCENARIOS)
-def test_a_default_rule_is_as_here_in_promtool(
-    promtool: Promtool, recorder: Recorder, name: str, series: list[tuple[str, str]], fires: bool
-) -> None:
-    query, last = Expression("ALERTS"), STEPS * INTERVAL
-    [theirs] = promtool.vectors(series, INTERVAL, [(query.text, last)], FILE.read_text())
-    assert agree(theirs, vector_of(query.evaluate(run_here(series, recorder), last)))
+@pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
+def test_promtool_agrees_with_the_unit_tests_of_a_default_rule(promtool: Promtool, file: Path) -> None:
+    command = [promtool.path, "test", "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "SUCCESS" in done.stdout + done.stderr) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -188,27 +70,24 @@ def test_what_a_default_rule_tells_is_complete(rule: AlertRule) -> None:
     file, _, anchor = annotations["runbook_url"].partition("#")
     headings = re.findall(r"^## (.+)$", (ROOT / file).read_text(), re.MULTILINE)
     assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
-    # Every label that a text names is on the samples that the expression yields.
-    labels = {pair[0] for pair in _alert_labels(rule.name)}
+    # Every label that a text names is on the alert.
     named = set(re.findall(r"\$labels\.(\w+)", " ".join(annotations.values())))
-    assert named <= labels
-
-
-def _alert_labels(name: str) -> tuple[tuple[str, str], ...]:
-    [rule] = [rule for rule in RULES if rule.name == name]
-    vectors = (
-        rule.expression.evaluate(store_of(FIRING[name], INTERVAL), float(step * INTERVAL))
-        for step in range(STEPS)
-    )
-    labels: tuple[tuple[str, str], ...] = next(vector[0].labels for vector in vectors if vector)
-    return labels
+    alerts = [
+        a
+        for t in TESTS
+        for case in t["alert_rule_test"]
+        for a in case["exp_alerts"]
+        if case["alertname"] == rule.name
+    ]
+    assert alerts
+    assert all(named <= set(alert["exp_labels"]) for alert in alerts)
 
 
 def test_promtool_accepts_the_default_rules(promtool: Promtool) -> None:
     command = [promtool.path, "check", "rules", str(FILE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(RULES)} rules found" in done.stdout + done.stderr
+    assert f"{sum(len(group.rules) for group in GROUPS)} rules found" in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +132,12 @@ def exposed() -> Iterator[dict[str, dict[str, tuple[str, ...] | None]]]:
     provider.shutdown()
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_every_metric_label_and_value_in_a_default_rule_exists(exposed: Any, rule: AlertRule) -> None:
+@pytest.mark.parametrize(
+    "rule", [rule for group in GROUPS for rule in group.rules], ids=lambda rule: rule.name
+)
+def test_every_metric_label_and_value_in_a_default_rule_exists(
+    exposed: Any, rule: AlertRule | RecordingRule
+) -> None:
     selectors: list[Any] = []
     grouped: set[str] = set()
 
@@ -263,16 +146,76 @@ def test_every_metric_label_and_value_in_a_default_rule_exists(exposed: Any, rul
         if kind in ("VectorSelector", "MatrixSelector"):
             selectors.append(node if kind == "VectorSelector" else node.vector_selector)
         if kind == "AggregateExpr":
-            grouped.update(node.modifier.labels)
+            grouped.update(() if node.modifier is None else node.modifier.labels)
         return True
 
     promql_parser.walk(promql_parser.parse(rule.expression.text), visit)
     assert selectors
     for selector in selectors:
+        if selector.name is None:  # whatever the SDK marks: see the test of a real overflow
+            assert [each.name for each in selector.matchers.matchers] == ["otel_metric_overflow"]
+            continue
         assert selector.name in exposed
         labels = exposed[selector.name]
         for matcher in selector.matchers.matchers:
             assert matcher.name in labels, (selector.name, matcher.name)
             if labels[matcher.name] is not None:
                 assert set(matcher.value.split("|")) <= set(labels[matcher.name])
-    assert grouped <= {label for selector in selectors for label in exposed[selector.name]}
+    made = set(re.findall(r'label_replace\(.*?, "(\w+)", "', rule.expression.text, re.DOTALL))
+    labels = {label for selector in selectors for label in exposed.get(selector.name, ())}
+    assert grouped <= labels | made
+
+
+def test_an_attribute_with_more_values_than_the_sdk_keeps_apart_fires_an_alert(
+    telemetry: CapturedTelemetry, make_system: Callable[..., ProductionSystem]
+) -> None:
+    system = make_system(alerting={"default_rules": True})
+    counter = telemetry.meter_provider.get_meter("application").create_counter("tokens")
+    for number in range(2001):
+        counter.add(1, {"user": str(number)})
+    system.alerts._loop.run_once()
+    active = system.alerts.describe()["active"]
+    assert [(each["alert"], each["labels"]["metric"]) for each in active] == [
+        ("LlmkgCardinalityOverflow", "tokens")
+    ]
+
+
+async def test_the_names_of_the_first_description_have_values_in_a_real_run(
+    make_system: Callable[..., ProductionSystem],
+) -> None:
+    system = make_system(
+        alerting={"default_rules": True},
+        rate_limiting={"requests_per_second": 1e-3, "burst_capacity": 5},
+        retry={"max_retries": 0},
+    )
+
+    async def call(operation: Callable[[], object]) -> None:
+        with contextlib.suppress(OSError, LlmkgOtelError):
+            await system.execute_protected_operation("op", operation)
+
+    def fails() -> None:
+        raise OSError
+
+    await system.health.run_once()
+    system.resources.observe(ResourceUsage(memory=1_000_000_000))
+    for at in (1000.0, 1060.0):
+        system.alerts._loop._clock = partial(float, at)
+        for operation in (fails, lambda: None, lambda: None):
+            await call(operation)
+        system.alerts._loop.run_once()
+
+    def values(name: str) -> Vector:
+        return vector_of(Expression(name).evaluate(system.alerts._evaluator._store, 1060.0))
+
+    [(calls, rate)] = values("error_recovery:success_rate").items()
+    denied = {dict(labels)["policy"]: n for labels, n in values("rate_limiting:denied_requests").items()}
+    [(_, percent)] = values("system_metrics:memory_usage_percent").items()
+    statuses = values("health:components:status")
+    assert dict(calls)["llmkg_operation_name"] == "op"
+    assert rate == pytest.approx(0.5)  # a refusal was not there before, so it is no increase yet
+    assert denied == {"global": 1.0, "operation": 0.0, "user": 0.0}
+    assert percent == 50.0
+    shown = {dict(labels)["component"]: (dict(labels)["state"], value) for labels, value in statuses.items()}
+    assert shown["engine"] == ("pass", 1.0)
+    assert set(shown) == {component.name for component in system.health.components()}
+    await system.shutdown()

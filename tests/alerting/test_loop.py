@@ -84,6 +84,15 @@ def test_the_thread_goes_on_after_an_error_and_stops_promptly(caplog: pytest.Log
     assert evaluator.times[:2] == [1.0, 2.0]
 
 
+def test_evaluations_are_whole_intervals_apart_unless_the_clock_is_set() -> None:
+    now = iter((1000.0, 1030.4, 1059.7, 1094.0, 5000.0))
+    loop, _, _ = make(list, clock=lambda: next(now))
+    instants = [loop._instant(None)]
+    for _ in range(4):
+        instants.append(loop._instant(instants[-1] + 30.0))
+    assert instants == [1000.0, 1030.0, 1060.0, 1094.0, 5000.0]
+
+
 def test_stop_does_not_wait_for_the_interval_nor_for_a_collection_that_hangs() -> None:
     waiting, collected = Event(), Event()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.receiver import Receiver, receiving
 from support.servers import wait_until
 
 from llmkg_otel.alerting.notify import make_channels
@@ -27,41 +25,10 @@ NOW = 1_700_000_000.0
 SECRET = "s3cr3t-planted"
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps what it is sent; answers `statuses` one by one, then 200."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, dict[str, str], Any]] = []
-        self.statuses: list[int] = []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((self.path, dict(self.headers), json.loads(body)))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
-        self.send_header("Retry-After", "0")
-        self.end_headers()
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with receiving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def notice(name: str, **labels: str) -> Notice:

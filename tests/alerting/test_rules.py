@@ -66,7 +66,12 @@ def rule(body: str) -> str:
         ("groups:\n- rules: []", 2, "a group needs a name"),
         ("groups:\n- name: a\n- name: a", 3, "repeated in the same file"),
         ("groups:\n- name: a\n  name: b", 3, "given twice"),
-        ("groups:\n- name: a\n  limit: 3", 3, "not supported yet: field 'limit'"),
+        ("groups:\n- name: a\n  limits: 3", 3, "a group has no field 'limits'; it has interval, lab"),
+        ("groups:\n- name: a\n  limit: some", 3, "limit must be a whole number"),
+        ("groups:\n- name: a\n  limit: '3'", 3, "limit must be a whole number"),
+        ("groups:\n- name: a\n  query_offset: -1m", 3, "'-1m' is no duration"),
+        ("groups:\n- name: a\n  labels: {a-b: c}", 3, "group a: 'a-b' is no valid name"),
+        ("groups:\n- name: a\n  labels: {__name__: c}", 3, "group a: '__name__' is no valid name"),
         ("groups:\n- name: a\n  interval: soon", 3, "'soon' is no duration"),
         ("groups:\n- name: a\n  interval: 1m1h", 3, "is no duration"),
         (rule("- {alert: A, record: b, expr: up}"), 4, "only one of 'record' and 'alert'"),
@@ -119,6 +124,49 @@ def test_the_severity_of_a_rule_is_from_a_closed_set(tmp_path: Path) -> None:
     )
     rules = load(tmp_path, text).groups[0].rules
     assert [rule.severity for rule in rules if isinstance(rule, AlertRule)] == ["none", "warning", "_OTHER"]
+
+
+def test_a_groups_labels_are_its_rules_labels_unless_they_have_their_own(tmp_path: Path) -> None:
+    text = """groups:
+- name: g
+  limit: 3
+  query_offset: 1m30s
+  labels: {team: a, severity: page}
+  rules:
+  - {record: r, expr: up, labels: {team: b}}
+  - {alert: A, expr: up, labels: {severity: ""}}
+"""
+    [group] = load(tmp_path, text).groups
+    record, alert = group.rules
+    assert (group.limit, group.query_offset_seconds) == (3, 90.0)
+    assert record.labels == (("team", "b"), ("severity", "page"))
+    assert isinstance(alert, AlertRule)
+    assert [(name, template.text) for name, template in alert.labels] == [("team", "a"), ("severity", "")]
+
+
+@pytest.mark.parametrize(
+    ("rules", "warned"),
+    [
+        ("- {record: a, expr: b + 1}\n- {record: b, expr: c * 2}\n- {record: c, expr: sum(a)}", "a, b, c"),
+        ("- {record: a, expr: a + 1 or vector(0)}", "a"),
+        ("- {record: a, expr: b}\n- {record: b, expr: up}\n- {alert: up, expr: a}", None),
+    ],
+)
+def test_recorded_metrics_that_are_made_of_themselves_are_a_warning(
+    tmp_path: Path, rules: str, warned: str | None
+) -> None:
+    warnings = load(tmp_path, rule(rules)).warnings
+    assert len(warnings) == (0 if warned is None else 1)
+    for warning in warnings:
+        assert f"rules.yaml:4: recorded metrics are made of themselves: {warned}; each" in warning
+
+
+def test_two_rules_of_a_group_with_one_name_and_the_same_labels_are_a_warning(tmp_path: Path) -> None:
+    twice = "- {alert: A, expr: up, labels: {a: b}}\n- {alert: A, expr: down, labels: {a: b}}"
+    [warning] = load(tmp_path, rule(twice)).warnings
+    assert "rules.yaml:5: rule A has the name and the labels of the one on line 4" in warning
+    assert load(tmp_path, rule(twice.replace("b}}\n", "c}}\n"))).warnings == ()
+    assert load(tmp_path, rule("- {record: A, expr: up}\n- {alert: A, expr: up}")).warnings == ()
 
 
 @given(text=st.text(alphabet="groups: -\n[]{}&*!|>'\"#abnmerul", max_size=200))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from llmkg_otel.alerting.watch import AlertWatch
-from llmkg_otel.config import ProductionConfig
+from llmkg_otel.config import AlertingConfig, ProductionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from llmkg_otel.alerting.notify import Channel
+    from llmkg_otel.alerting.notify.message import Notice
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.testing import CapturedTelemetry
 
@@ -70,3 +72,28 @@ def test_rules_look_back_on_as_many_points_and_seconds_as_are_kept(
     for _ in range(ROUNDS):
         watch._loop.run_once()
     assert list(watch.states().values()) == ["firing" if fires else "inactive"]
+
+
+@pytest.mark.parametrize(
+    ("external_url", "link"),
+    [
+        (None, ""),
+        ("https://prometheus.example/", "https://prometheus.example/graph?g0.expr=m+%3E+0&g0.tab=1"),
+    ],
+)
+def test_a_notice_links_to_its_expression_in_the_prometheus_that_is_configured(
+    external_url: str | None, link: str, tmp_path: Path
+) -> None:
+    alerting = AlertingConfig(
+        default_rules=False, rule_files=(rule(tmp_path, "m > 0"),), external_url=external_url
+    )
+    observer: Any = type("Deaf", (), {"on_event": lambda *_arguments: None})()
+    watch = AlertWatch(
+        ProductionConfig(alerting=alerting), lambda: [("m", {}, 1.0)], observer, lambda _seconds: None
+    )
+    told: list[Notice] = []
+    watch._channels = [
+        cast("Channel", type("Recording", (), {"tell": lambda _, notices: told.extend(notices)})())
+    ]
+    watch._loop.run_once()
+    assert [notice.generator_url for notice in told] == [link]

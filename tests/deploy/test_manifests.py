@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from support.operator_types import objection
+from support.redis import started_redis
 from support.servers import SCRIPTS, Servers, http_get
 
 from llmkg_otel.cli import main
 from llmkg_otel.config import ProductionConfig
 from llmkg_otel.shutdown.budget import longest_shutdown, misfit
+from llmkg_otel.testing import OtlpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from support.redis import RedisServer
+    from support.servers import RunningServer
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 CONFIG = DEPLOY / "kubernetes" / "config.yaml"
 COMPOSE = DEPLOY / "compose"
+COLLECTOR = REPOSITORY / "collector"
 OPERATORS = {"ServiceMonitor"}  # kinds that Kubernetes itself does not know
 
 
@@ -62,6 +71,13 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     running.kill_remaining()
 
 
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    server = started_redis()
+    yield server
+    server.kill()
+
+
 def test_the_manifests_are_what_kubernetes_takes(manifests: dict[str, Any]) -> None:
     assert set(manifests) == OPERATORS | {
         *(
@@ -75,6 +91,36 @@ def test_the_manifests_are_what_kubernetes_takes(manifests: dict[str, Any]) -> N
     }
     for kind in set(manifests) - OPERATORS:
         kubernetes_validate.validate(manifests[kind], "1.34", strict=True)
+
+
+@pytest.mark.timeout(600)
+def test_the_service_monitor_is_what_the_prometheus_operator_takes(manifests: dict[str, Any]) -> None:
+    assert objection("ServiceMonitor", yaml.safe_dump(manifests["ServiceMonitor"])) == ""
+
+
+@pytest.mark.timeout(600)
+def test_the_default_rules_come_as_a_rule_that_the_prometheus_operator_takes() -> None:
+    made = run(str(DEPLOY / "kubernetes" / "rules.sh"))
+    rules = yaml.safe_load((REPOSITORY / "llmkg_otel" / "alerting" / "default_rules.yaml").read_text())
+    assert yaml.safe_load(made)["spec"] == rules
+    assert objection("PrometheusRule", made) == ""
+    assert "unknown field" in objection("PrometheusRule", made.replace("expr:", "expression:"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ({"intervall": "15s"}, 'unknown field "intervall"'),
+        ({"interval": {"seconds": 15}}, "cannot unmarshal object"),
+    ],
+)
+def test_a_mistake_in_a_service_monitor_would_be_seen(
+    manifests: dict[str, Any], mistake: dict[str, Any], told: str
+) -> None:
+    monitor = copy.deepcopy(manifests["ServiceMonitor"])
+    monitor["spec"]["endpoints"][0] |= mistake
+    assert told in objection("ServiceMonitor", yaml.safe_dump(monitor))
 
 
 def test_labels_ports_and_volumes_meet(manifests: dict[str, Any], pod: Any) -> None:
@@ -146,9 +192,10 @@ def test_the_server_starts_with_the_deployments_configuration_and_answers_its_pr
 
 
 def test_the_compose_file_is_what_compose_takes(compose: Any) -> None:
-    run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml"))
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    run(sys.executable, "-m", "check_jsonschema", *schema, str(COMPOSE / "compose.yaml"))
     assert set(compose["services"]) == {
-        *("server", "collector", "prometheus", "alertmanager", "grafana", "redis")
+        *("server", "collector", "gateway", "jaeger", "prometheus", "alertmanager", "grafana", "redis")
     }
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):
@@ -169,8 +216,54 @@ def test_the_compose_services_environment_is_a_configuration_that_fits_its_grace
 
 
 def test_prometheus_and_alertmanager_take_their_files() -> None:
-    assert "SUCCESS" in run("promtool", "check", "config", str(COMPOSE / "prometheus.yaml"))
-    assert "SUCCESS" in run("amtool", "check-config", str(COMPOSE / "alertmanager.yaml"))
+    assert "SUCCESS" in run("promtool", "check", "config", str(COLLECTOR / "prometheus.yaml"))
+    assert "SUCCESS" in run("amtool", "check-config", str(COLLECTOR / "alertmanager.yaml"))
+
+
+def test_haproxy_takes_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCP_BIND", "127.0.0.1:8080")
+    for number in (1, 2, 3):
+        monkeypatch.setenv(f"MCP_{number}", f"127.0.0.1:800{number}")
+        monkeypatch.setenv(f"OPS_{number}", f"900{number}")
+    run("haproxy", "-c", "-f", str(DEPLOY / "haproxy" / "haproxy.cfg"))
+
+
+def test_nginx_takes_its_example_in_the_place_it_is_for(tmp_path: Path) -> None:
+    example = (DEPLOY / "nginx" / "llmkg.conf").read_text()
+    (tmp_path / "llmkg.conf").write_text(re.sub(r"llmkg-\d:8000", "127.0.0.1:8000", example))
+    around = f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ include {tmp_path}/llmkg.conf; }}"
+    (tmp_path / "nginx.conf").write_text(around)
+    run("nginx", "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
+
+
+def test_the_image_starts_with_the_compose_services_environment(
+    servers: Servers, redis: RedisServer, compose: Any, tmp_path: Path
+) -> None:
+    environment = _image_environment() | compose["services"]["server"]["environment"]
+    with OtlpReceiver() as collector:
+        elsewhere = {
+            "redis://redis:6379/0": redis.uri,
+            "http://collector:4318": collector.endpoint,
+            "${LLMKG_AUTH_TOKENS:?name=token pairs, who may call}": "ann=token-of-ann",
+        }
+        here = {name: elsewhere.pop(value, value) for name, value in environment.items()}
+        assert not elsewhere
+        server = servers.start(
+            env={name: value.replace("/data", str(tmp_path)) for name, value in here.items()}
+        )
+        checks = _checks(server)
+        assert {"circuit_sharing", "checkpoints", "telemetry", "engine"} <= checks.keys()
+        assert set(checks.values()) == {"pass"}
+        assert server.terminate() == 0
+        assert collector.spans()
+        assert collector.logs("llmkg.shutdown.started")
+        assert not collector.metric_names()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def _checks(server: RunningServer) -> dict[str, str]:
+    report = json.loads(http_get(server.ops_url.replace("0.0.0.0", "127.0.0.1") + "/healthz").body)
+    return {name: check["status"] for name, (check,) in report["checks"].items()}
 
 
 def test_the_dockerfile_is_linted_and_ends_in_the_same_entry_point(pod: Any) -> None:

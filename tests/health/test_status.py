@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import math
+from datetime import date
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +37,20 @@ def test_a_check_may_answer_nothing_a_status_or_a_result(answer: object, status:
 def test_an_answer_of_another_kind_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="not bool"):
         CheckResult.of(True)
+
+
+def test_a_status_may_be_its_word_and_another_word_is_an_error() -> None:
+    assert CheckResult("fail").status is FAIL  # type: ignore[arg-type] # by those who have no type checker
+    with pytest.raises(ValueError, match="'sick' is not a valid HealthStatus"):
+        CheckResult("sick")  # type: ignore[arg-type]
+
+
+def test_whatever_a_check_says_becomes_what_json_can_say() -> None:
+    data: Any = {"load": math.nan, "since": date(2026, 1, 2), 7: 1.5, "full": True, "path": "/data"}
+    result = CheckResult(WARN, ConnectionError("no route"), data)  # type: ignore[arg-type]
+    assert result.message == "no route"
+    assert result.data == {"load": "nan", "since": "2026-01-02", "7": 1.5, "full": True, "path": "/data"}
+    json.dumps(result.data, allow_nan=False)
 
 
 @given(st.lists(st.sampled_from([PASS, WARN, FAIL]), min_size=1), st.integers(1, 5))

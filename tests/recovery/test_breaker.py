@@ -91,7 +91,7 @@ class AskedFleet:
     def opened(self, token: int | None) -> None:
         """Take no note."""
 
-    succeeded = released = opened
+    closed = succeeded = released = opened
 
 
 def test_a_call_that_came_too_early_to_ask_the_fleet_is_no_probe_however_late_it_is_decided() -> None:
@@ -128,7 +128,11 @@ def test_a_cancelled_probe_gives_its_place_to_the_next_call() -> None:
     probe = breaker.admit_sync()
     with pytest.raises(CircuitOpenError) as caught:
         breaker.admit_sync()
-    assert caught.value.retry_after == 10
+    assert caught.value.retry_after == 10  # the lease: nobody knows better
+    breaker._circuit.usual.note(0.5, clock())
+    with pytest.raises(CircuitOpenError) as caught:
+        breaker.admit_sync()
+    assert caught.value.retry_after == 0.5
     breaker.ignored(probe)
     assert breaker.admit_sync() is not probe
     assert breaker.state == "half_open"

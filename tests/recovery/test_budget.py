@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmkg_otel.config import CircuitBreakerConfig, ResourceLimits, RetryConfig
 from llmkg_otel.recovery.budget import RetryBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmkg_otel.system import ProductionSystem
 
 
 @pytest.mark.parametrize("in_flight", [0, 1, 14, 15, 19, 20, 99, 100, 1000, 12_345])
@@ -72,3 +80,35 @@ def test_of_many_threads_at_once_exactly_as_many_as_allowed_get_a_place() -> Non
 
     with ThreadPoolExecutor(32) as threads:
         assert sum(done.result() for done in [threads.submit(take) for _ in range(32)]) == 10
+
+
+async def test_calls_that_wait_for_a_permit_allow_no_retries(
+    make_system: Callable[..., ProductionSystem],
+) -> None:
+    system = make_system(
+        resources=ResourceLimits(max_concurrent_operations=20, max_queue_wait_seconds=60),
+        retry=RetryConfig(max_retries=1, base_delay_ms=5000),
+        circuit_breaker=CircuitBreakerConfig(enabled=False),
+    )
+    system.operations.named("op").retry._sleep = lambda _: release.wait()  # type: ignore[assignment,return-value]
+    release, failing = asyncio.Event(), asyncio.Event()
+
+    async def operation() -> None:
+        await failing.wait()
+        raise ConnectionError
+
+    calls = [asyncio.ensure_future(system.execute_protected_operation("op", operation)) for _ in range(100)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    (pool,) = system.operations.pools()
+    assert (pool.usage, pool.pending, system.retry_budget.limit) == (20, 80, 4)
+    failing.set()
+    seen = 0
+    while len(system.calls) > system.retry_budget.usage:
+        await asyncio.sleep(0)
+        seen = max(seen, system.retry_budget.usage)
+    assert seen == 4
+    assert pool.usage == 4  # a call that waits before a retry keeps what it was admitted with
+    release.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert system.retry_budget.usage == 0

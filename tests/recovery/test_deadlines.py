@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmkg_otel.call import remaining_time
-from llmkg_otel.config import CircuitBreakerConfig, OperationConfig
-from llmkg_otel.errors import InvalidInputError, OperationTimeoutError
+from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RetryConfig
+from llmkg_otel.errors import (
+    CircuitOpenError,
+    EngineCancelledError,
+    InvalidInputError,
+    OperationTimeoutError,
+)
+from llmkg_otel.recovery.patience import Usual, patience_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,9 +102,214 @@ async def test_a_sync_operation_that_ignores_its_limit_is_reported(
     (op,) = system.operations
     assert len(op.abandoned) == 1
     assert next(iter(telemetry.metric("llmkg.operation.abandoned").values())) == 1
-    (record,) = [each for each in telemetry.logs() if "thread runs on" in str(each.log_record.body)]
+    (record,) = [each for each in telemetry.logs() if "still ran" in str(each.log_record.body)]
     assert record.log_record.event_name == "llmkg.operation.time_limit_ignored"
     (thread,) = op.abandoned
     released.set()
     await asyncio.wrap_future(thread)
     assert next(iter(telemetry.metric("llmkg.operation.abandoned").values())) == 0
+
+
+def limits_ignored(telemetry: CapturedTelemetry) -> list[object]:
+    """Return whether the operation had returned, of each report that a limit was ignored."""
+    name = "llmkg.operation.time_limit_ignored"
+    records = [each.log_record for each in telemetry.logs() if each.log_record.event_name == name]
+    return [(record.attributes or {})["returned"] for record in records]
+
+
+SHORT: list[dict[str, Any]] = [{"circuit_breaker": CircuitBreakerConfig(timeout=0.1)}, {"timeout": 0.1}]
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises"])
+@pytest.mark.parametrize("limit", SHORT)
+async def test_an_operation_that_swallows_its_cancellation_is_reported(
+    limit: dict[str, Any], ends: str, make_system: MakeSystem, telemetry: CapturedTelemetry
+) -> None:
+    system = make_system(operations={"op": OperationConfig(retry=RetryConfig(max_retries=0), **limit)})
+
+    async def stubborn() -> str:
+        with suppress(asyncio.CancelledError):
+            await forever()
+        if ends == "raises":
+            raise ConnectionError
+        return "late"
+
+    call = system.execute_protected_operation("op", stubborn)
+    if ends == "raises":
+        with pytest.raises(ConnectionError):
+            await call
+    else:
+        assert await call == "late"
+    assert limits_ignored(telemetry) == [True]
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_an_operation_that_goes_on_after_its_cancellation_is_reported_while_it_does(
+    make_system: MakeSystem, telemetry: CapturedTelemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkg_otel._watch.GRACE_SECONDS", 0.001)
+    system = make_system(operations={"op": OperationConfig(timeout=0.01)})
+
+    async def stubborn() -> None:
+        with suppress(asyncio.CancelledError):
+            await forever()
+        while not limits_ignored(telemetry):  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+
+    await system.execute_protected_operation("op", stubborn)
+    assert limits_ignored(telemetry) == [False, True]
+
+
+async def test_an_operation_that_heeds_its_cancellation_is_not_reported(
+    make_system: MakeSystem, telemetry: CapturedTelemetry
+) -> None:
+    system = make_system(operations={"op": OperationConfig(timeout=0.01)})
+    with pytest.raises(OperationTimeoutError):
+        await system.execute_protected_operation("op", forever)
+    assert limits_ignored(telemetry) == []
+
+
+async def test_an_engine_that_makes_its_own_error_of_a_hurried_callers_cancellation_has_not_failed(
+    make_system: MakeSystem,
+) -> None:
+    system = make_system(circuit_breaker=ONE_FAILURE)
+
+    async def translates() -> None:
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            raise ConnectionError("cancelled") from None
+
+    with pytest.raises(ConnectionError):
+        await system.execute_protected_operation("op", translates, timeout_seconds=0.001)
+    assert system.circuit_breaker("op").state == "closed"
+
+
+class Callers:
+    """Callers of one operation who allow less than an attempt may take (10 s)."""
+
+    def __init__(self, system: ProductionSystem) -> None:
+        self.system = system
+        self.breaker = system.circuit_breaker("op")
+
+    def succeed(self, seconds: float) -> None:
+        self.breaker._circuit.usual.note(seconds, 0.0)
+
+    async def give_up(self, seconds: float, times: int) -> None:
+        for _ in range(times):
+            with suppress(OperationTimeoutError, CircuitOpenError):
+                await self.system.execute_protected_operation("op", forever, timeout_seconds=seconds)
+
+
+@pytest.fixture
+def callers(make_system: MakeSystem) -> Callers:
+    return Callers(make_system(retry=RetryConfig(max_retries=0)))
+
+
+async def test_a_dead_engine_whose_callers_all_allow_less_than_an_attempt_opens_its_circuit(
+    callers: Callers,
+) -> None:
+    callers.succeed(0.02)
+    await callers.give_up(0.2, times=5)
+    assert callers.breaker.state == "open"
+
+
+async def test_so_does_one_that_has_been_dead_since_the_start(make_system: MakeSystem) -> None:
+    short = CircuitBreakerConfig(timeout=0.6)
+    callers = Callers(make_system(circuit_breaker=short, retry=RetryConfig(max_retries=0)))
+    await callers.give_up(0.2, times=5)
+    assert callers.breaker.state == "open"
+
+
+@pytest.mark.parametrize("usual", [None, 0.0001, 0.02, 1.0])
+async def test_a_rude_caller_opens_the_circuit_for_nobody(usual: float | None, callers: Callers) -> None:
+    if usual is not None:
+        callers.succeed(usual)
+    await callers.give_up(0.001, times=20)
+    assert callers.breaker.state == "closed"
+    assert callers.breaker.calls["ignored"] > 0
+    assert callers.breaker.calls["failure"] == 0
+
+
+@pytest.mark.parametrize(
+    ("usual", "allowed", "seconds"),
+    [(None, 10, 1), (1, 10, 3), (3, 10, 5), (0.001, 10, 0.05), (None, 0.02, 0.01), (1, 0.02, 0.01)],
+)
+def test_patience_is_three_times_the_usual_but_at_most_half_of_what_is_allowed(
+    usual: float | None, allowed: float, seconds: float
+) -> None:
+    assert patience_seconds(usual, allowed) == pytest.approx(seconds)
+
+
+def test_the_usual_time_is_learned_from_a_success_a_second_and_one_outlier_is_not_usual() -> None:
+    assert Usual().seconds is None
+    usual = Usual()
+    usual.note(math.inf, 0.0)
+    for second in range(100):
+        usual.note(9.0 if second == 90 else 0.1, float(second))
+        usual.note(5.0, second + 0.5)
+    assert usual.seconds == 0.1
+    for second in range(100, 103):
+        usual.note(2.0, float(second))
+    assert usual.seconds == 2.0
+
+
+async def test_successes_of_calls_are_what_is_learned_from(system: ProductionSystem) -> None:
+    async def operation() -> None:
+        await asyncio.sleep(0.02)
+
+    await system.execute_protected_operation("op", operation)
+    usual = system.circuit_breaker("op")._circuit.usual.seconds
+    assert usual is not None
+    assert 0.02 <= usual < 2
+
+
+async def test_an_operation_that_was_cancelled_from_within_has_failed_and_its_caller_goes_on(
+    make_system: MakeSystem, telemetry: CapturedTelemetry
+) -> None:
+    system = make_system(circuit_breaker=ONE_FAILURE)
+
+    async def cancels_itself() -> None:
+        inner = asyncio.ensure_future(forever())
+        asyncio.get_running_loop().call_soon(inner.cancel)
+        await inner
+
+    with pytest.raises(EngineCancelledError, match="nobody had cancelled its caller") as caught:
+        await asyncio.create_task(system.execute_protected_operation("op", cancels_itself))
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert caught.value.to_dict()["code"] == "engine_cancelled"
+    assert system.circuit_breaker("op").state == "open"
+    (attributes,) = telemetry.metric("llmkg.operation.duration")
+    assert dict(attributes)["error.type"] == "engine_cancelled"
+
+
+@pytest.mark.parametrize(("idempotent", "attempts"), [(False, 1), (True, 3)])
+async def test_it_is_tried_again_only_if_that_is_harmless(
+    idempotent: bool, attempts: int, make_system: MakeSystem
+) -> None:
+    system = make_system(operations={"op": OperationConfig(idempotent=idempotent)})
+    reached: list[None] = []
+
+    def operation() -> None:
+        reached.append(None)
+        raise asyncio.CancelledError
+
+    with pytest.raises(EngineCancelledError):
+        await system.execute_protected_operation("op", operation)
+    assert len(reached) == attempts
+    with pytest.raises(EngineCancelledError):
+        system.execute_protected_operation_sync("op", operation)
+
+
+async def test_a_rung_that_is_cancelled_from_within_gives_way_to_the_next(system: ProductionSystem) -> None:
+    def fails() -> str:
+        raise ConnectionError
+
+    def cancelled() -> str:
+        raise asyncio.CancelledError
+
+    ladder = {"one": cancelled, "two": lambda: "of yesterday"}
+    assert await system.execute_protected_operation("op", fails, fallbacks=ladder) == "of yesterday"
+    assert system.execute_protected_operation_sync("op", fails, fallbacks=ladder) == "of yesterday"

@@ -12,6 +12,7 @@ from support.calls import everything_given_back, exits
 from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, ResourceLimits, RetryConfig
 from llmkg_otel.errors import (
     CircuitOpenError,
+    ConfigurationError,
     InvalidInputError,
     OperationTimeoutError,
     RejectedError,
@@ -174,12 +175,26 @@ async def test_decorated_functions_give_their_arguments_to_the_rungs(system: Pro
     assert ask_sync("why?") == "WHY?"
 
 
-def test_an_async_rung_under_a_sync_operation_is_refused(system: ProductionSystem) -> None:
-    async def cached() -> None:
-        """Never awaited."""
+async def never_awaited(*_: Any) -> Any:
+    """Never awaited."""
 
+
+def test_an_async_rung_under_a_sync_operation_is_refused_before_its_need(
+    system: ProductionSystem,
+) -> None:
     with pytest.raises(InvalidInputError, match="fallback cached is async"):
-        system.execute_protected_operation_sync("ask", DOWN, fallbacks={"cached": cached})
+        system.execute_protected_operation_sync("ask", lambda: "fresh", fallbacks={"cached": never_awaited})
+    with pytest.raises(ConfigurationError, match="fallback cached is async"):
+        system.protected("ask", fallbacks={"cached": never_awaited})(lambda question: question)
+
+
+def test_a_ladder_that_would_have_no_effect_is_refused(make_system: MakeSystem) -> None:
+    ladder = OperationConfig(fallbacks=("full_text",))
+    system = make_system(operations={"ask_question": ladder})
+    system.configure_operation("ask_question", OperationConfig(timeout=1))
+    system.configure_operation("ask_question", ladder)
+    with pytest.raises(ConfigurationError, match=r"operations\.ask_question\.fallbacks = \(\): is read at"):
+        system.configure_operation("ask_question", OperationConfig(fallbacks=()))
 
 
 async def test_rungs_past_the_bound_make_no_series_of_their_own(

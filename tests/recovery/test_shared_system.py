@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from pydantic import SecretStr
 from support.servers import wait_until
 
-from llmkg_otel.config import CircuitBreakerConfig, CircuitSharingConfig, RateLimitConfig, RetryConfig
-from llmkg_otel.errors import CircuitOpenError
+from llmkg_otel.config import (
+    CircuitBreakerConfig,
+    CircuitSharingConfig,
+    OperationConfig,
+    RateLimitConfig,
+    RateLimitRule,
+    RetryConfig,
+)
+from llmkg_otel.errors import CircuitOpenError, RateLimitedError
 from llmkg_otel.recovery.fleet import FLEET_SECONDS
 from llmkg_otel.testing import attributes_key
 
@@ -89,7 +96,7 @@ async def health_of_sharing(system: ProductionSystem) -> str:
 
 def storage_status(telemetry: CapturedTelemetry) -> dict[str, Any]:
     points = telemetry.metric("llmkg.circuit_breaker.storage.status")
-    return {state: points[attributes_key({"state": state})] for state in ("primary", "fallback")}
+    return {state: points[attributes_key({"state": state})] for state in ("primary", "slow", "fallback")}
 
 
 @pytest.mark.usefixtures("_no_pauses")
@@ -103,12 +110,12 @@ async def test_no_call_fails_or_waits_over_50_ms_when_the_store_is_lost_under_lo
     load = Load(shared_system)
     async with shared_system as system:
         assert await health_of_sharing(system) == "pass"
-        assert storage_status(telemetry) == {"primary": 1, "fallback": 0}
+        assert storage_status(telemetry) == {"primary": 1, "slow": 0, "fallback": 0}
         await load.run(0.5)
         getattr(redis_server, trouble)()
         await load.run(1.5)
         assert await health_of_sharing(system) == "warn"
-        assert storage_status(telemetry) == {"primary": 0, "fallback": 1}
+        assert storage_status(telemetry) == {"primary": 0, "slow": 0, "fallback": 1}
         (redis_server.restart if trouble == "kill" else redis_server.resume)()
         shared = system.shared_circuits
         assert shared is not None
@@ -161,6 +168,31 @@ async def test_a_probe_that_the_shutdown_cancels_is_given_back(
     assert redis_server.client.hget("llmkg:circuit:op", "token") == b"0"
     assert shared_system.shared_circuits is not None
     assert shared_system.shared_circuits.status == "fallback"
+
+
+@pytest.mark.parametrize("mode", ["exact", "leases"])
+async def test_of_shared_rate_limits_too_a_call_within_a_call_meets_only_its_operations_own(
+    mode: Literal["exact", "leases"], make_system: Callable[..., ProductionSystem], redis_server: RedisServer
+) -> None:
+    own = RateLimitRule(requests_per_second=1 / 3600, burst_capacity=2)
+    limits = RateLimitConfig(
+        requests_per_second=1 / 3600,
+        burst_capacity=1,
+        storage_uri=SecretStr(redis_server.uri),
+        storage_mode=mode,
+    )
+    system = make_system(rate_limiting=limits, operations={"op": OperationConfig(rate_limit=own)})
+
+    async def outer() -> str:
+        for _ in range(2):
+            await system.execute_protected_operation("unlimited", lambda: 1)
+            await system.execute_protected_operation("op", lambda: 1)
+        with pytest.raises(RateLimitedError) as refused:
+            await system.execute_protected_operation("op", lambda: 1)
+        return refused.value.scope
+
+    async with system:
+        assert await system.execute_protected_operation("outer", outer) == "operation"
 
 
 def test_a_system_without_a_store_has_neither_check_nor_metric(

@@ -11,7 +11,7 @@ from support.servers import wait_until
 
 from llmkg_otel.config import CircuitBreakerConfig
 from llmkg_otel.errors import ConfigurationError
-from llmkg_otel.recovery.store import CircuitStore, Verb, Word
+from llmkg_otel.recovery.store import AWAY_SECONDS, CircuitStore, Question, Verb, Word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,9 @@ def store(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator
 
 
 def run(store: CircuitStore, verb: Verb, config: CircuitBreakerConfig = CONFIG, **options: float) -> Word:
-    token, age = int(options.get("token", 0)), options.get("age", 0.0)
-    return store.exchange(verb, NAME, config, token=token, age=age)
+    at = time.monotonic() - options["age"] if "age" in options else None
+    (word,) = store.exchange([Question(verb, NAME, config, int(options.get("token", 0)), at)])
+    return word
 
 
 def opened_long_ago(store: CircuitStore) -> None:
@@ -47,7 +48,8 @@ def test_an_opening_is_told_to_everybody_with_the_time_that_is_left(store: Circu
     with store.subscribed() as next_word:
         told = run(store, "trip", age=20)
         assert next_word() == told
-    assert (told.state, told.wait) == ("open", 40.0)
+    assert told.state == "open"
+    assert told.wait == pytest.approx(40, abs=1)
     assert run(store, "look").wait == pytest.approx(40, abs=1)
 
 
@@ -69,8 +71,10 @@ def test_of_many_that_ask_one_gets_the_probe_and_the_others_hear_how_long_it_is_
     opened_long_ago(store)
     with ThreadPoolExecutor(8) as threads:
         words = list(threads.map(lambda _: run(store, "probe"), range(16)))
-    assert sorted(word.token > 0 for word in words) == [False] * 15 + [True]
-    assert {round(word.wait) for word in words if not word.token} == {10}
+    tokens = sorted(word.token for word in words)
+    assert tokens[:15] == [-1] * 15
+    assert tokens[15] > 0
+    assert {round(word.wait) for word in words if word.token < 0} == {10}
 
 
 @pytest.mark.parametrize("verb", ["trip", "succeeded", "released"])
@@ -80,7 +84,7 @@ def test_the_token_of_a_lease_that_another_has_taken_over_changes_nothing(
     opened_long_ago(store)
     hasty = CONFIG.model_copy(update={"timeout": 0.001})
     stale = run(store, "probe", hasty).token
-    fresh: Word = wait_until(lambda: (word := run(store, "probe")).token and word, "the end of the lease")
+    fresh: Word = wait_until(lambda: (word := run(store, "probe")).token > 0 and word, "the end of the lease")
     assert fresh.token > stale
     before = redis_server.client.hgetall(f"fleet-1:circuit:{NAME}")
     run(store, verb, token=stale)
@@ -129,6 +133,53 @@ def test_an_opening_that_comes_before_the_closing_changes_nothing(store: Circuit
     assert run(store, "trip").state == "open"
 
 
+def test_many_questions_take_one_round_trip_and_are_answered_in_order(
+    store: CircuitStore, redis_server: RedisServer
+) -> None:
+    store.prepare()
+    before = redis_server.calls("evalsha")
+    words = store.exchange([Question("trip", f"operation {number}", CONFIG) for number in range(100)])
+    assert [word.circuit for word in words] == [f"operation {number}" for number in range(100)]
+    assert redis_server.calls("evalsha") == before + 100
+    redis_server.client.script_flush()
+    assert store.exchange([Question("look", words[7].circuit, CONFIG)])[0][:3] == words[7][:3]
+
+
+def test_the_later_of_an_opening_and_a_closing_holds_whichever_is_told_first(store: CircuitStore) -> None:
+    run(store, "trip", age=20)
+    assert run(store, "close", age=30).state == "open"
+    closed = run(store, "close", age=10)
+    assert (closed.state, closed.wait) == ("closed", 0.0)
+    assert run(store, "close", age=5) == closed
+    assert run(store, "trip", age=15) == closed
+    assert run(store, "trip", age=5).state == "open"
+
+
+def test_a_closing_is_told_to_everybody_and_ends_the_lease(store: CircuitStore) -> None:
+    opened_long_ago(store)
+    token = run(store, "probe").token
+    with store.subscribed() as next_word:
+        closed = run(store, "close")
+        assert next_word() == closed
+    assert run(store, "trip", token=token) == closed
+
+
+def test_a_closing_is_kept_by_a_store_that_does_not_know_of_the_opening_yet(store: CircuitStore) -> None:
+    closed = run(store, "close", age=10)
+    assert closed.state == "closed"
+    assert run(store, "trip", age=20) == closed
+
+
+def test_an_opening_that_was_told_before_is_told_again_only_to_a_store_that_has_lost_it(
+    store: CircuitStore,
+) -> None:
+    first = run(store, "recall", age=20)
+    assert first.state == "open"
+    assert run(store, "recall", age=10).fence == first.fence
+    closed = run(store, "close")
+    assert run(store, "recall") == closed
+
+
 def test_where_nothing_is_known_the_word_of_who_asks_is_taken(store: CircuitStore) -> None:
     assert run(store, "probe").token > 0
     assert run(store, "look").state == "open"
@@ -169,14 +220,14 @@ def test_keys_expire_but_outlive_an_open_circuit(
     assert redis_server.client.pttl(key) / 1000 == pytest.approx(seconds, abs=5)
 
 
-def test_a_hung_server_is_an_error_after_50_ms(store: CircuitStore, redis_server: RedisServer) -> None:
+def test_a_hung_server_is_an_error_in_half_a_second(store: CircuitStore, redis_server: RedisServer) -> None:
     with store.subscribed() as next_word:
         run(store, "look")
         redis_server.pause()
         started = time.monotonic()
         with pytest.raises(Exception, match=r"(?i)timeout"):
             run(store, "look")
-        assert time.monotonic() - started < 0.1
+        assert AWAY_SECONDS <= time.monotonic() - started < AWAY_SECONDS + 0.2
         with pytest.raises(Exception, match=r"(?i)timeout|no answer"):
             next_word()
         redis_server.resume()

@@ -10,7 +10,7 @@ import pytest
 
 from llmkg_otel import ProductionConfig, ProductionSystem
 from llmkg_otel.errors import ConfigurationError
-from llmkg_otel.server.auth import TokenTable, is_loopback, refuse_open_server
+from llmkg_otel.server.auth import TokenTable, authentication, is_loopback, refuse_open_server
 from llmkg_otel.server.ops import ops_app
 from llmkg_otel.testing import captured_telemetry
 
@@ -103,8 +103,38 @@ async def test_status_asks_for_the_operator_token_where_there_is_one(ops: Ops) -
     assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
     assert refused.headers["www-authenticate"] == "Bearer"
     assert (await client.get("/status", headers={"authorization": "Bearer wrong"})).status_code == 401
+    assert (await client.get("/alerts")).status_code == 401
+    assert (await client.get("/alerts", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
     assert (await client.get("/status", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
     assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_alerts_are_given_as_prometheus_gives_them(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, system = ops
+    system.engine.error = ConnectionError("no route")
+    await system.health.run_once()
+    for at in (0.0, 60.0):
+        monkeypatch.setattr(system.alerts._loop, "_clock", lambda at=at: at)
+        system.alerts._loop.run_once()
+    answer = (await client.get("/alerts")).json()
+    [alert] = [each for each in answer["data"]["alerts"] if each["labels"]["component"] == "engine"]
+    assert answer["status"] == "success"
+    assert (alert["state"], alert["value"]) == ("firing", "1e+00")
+    assert alert["activeAt"] == "1970-01-01T00:00:00.000Z"
+    assert alert["labels"] == {"alertname": "LlmkgHealthFail", "component": "engine", "severity": "critical"}
+    assert alert["annotations"]["summary"] == "engine is failing"
+    changes = [
+        (each["state"], each["at"]) for each in answer["data"]["history"] if each["labels"] == alert["labels"]
+    ]
+    assert changes == [
+        ("firing", "1970-01-01T00:01:00.000Z"),
+        ("pending", "1970-01-01T00:00:00.000Z"),
+    ]
+    status = (await client.get("/status")).json()["alerts"]
+    assert [(each["alert"], each["state"]) for each in status["active"]] == [
+        (each["labels"]["alertname"], each["state"]) for each in answer["data"]["alerts"]
+    ]
+    assert len(status["history"]) == len(answer["data"]["history"])
 
 
 @pytest.mark.parametrize("ops", [{"ops_host": "0.0.0.0"}], indirect=True)
@@ -181,12 +211,13 @@ def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
     ],
 )
 def test_a_guarded_or_local_server_may_be_served(guard: dict[str, Any]) -> None:
-    refuse_open_server(ProductionConfig(**({"server": {"host": "0.0.0.0"}} | guard)))
+    config = ProductionConfig(**({"server": {"host": "0.0.0.0"}} | guard))
+    refuse_open_server(config, guarded=authentication(config) is not None)
 
 
 def test_an_open_server_may_not_be_served() -> None:
     with pytest.raises(ConfigurationError, match=r"server.host = '0.0.0.0'.*LLMKG_AUTH_TOKENS"):
-        refuse_open_server(ProductionConfig(server={"host": "0.0.0.0"}))
+        refuse_open_server(ProductionConfig(server={"host": "0.0.0.0"}), guarded=False)
 
 
 async def test_a_token_tells_its_owner_and_nothing_else_does() -> None:

@@ -64,8 +64,10 @@ BAD = [(path, value, rule) for path, schema in LEAVES.items() for value, rule in
 
 
 def nest(path: str, value: Any) -> dict[str, Any]:
-    """Return `{"a": {"b": value}}` for "a.b"."""
+    """Return `{"a": {"b": value}}` for "a.b", and what must be given beside it."""
     first, _, rest = path.partition(".")
+    if first == "slos" and not rest.endswith(".objective"):
+        return merge({"slos": {OPERATION: {"objective": 0.99}}}, {first: nest(rest, value)})
     return {first: nest(rest, value) if rest else value}
 
 

@@ -6,61 +6,38 @@ import json
 import math
 import re
 import subprocess
+import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from llmkg_otel.alerting.promql import EvaluationError, Expression
 from llmkg_otel.alerting.samples import SampleStore
+from llmkg_otel.alerting.series_text import Gap, parse_labels, parse_values
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.events import AlertChanged, Event
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from support import promtool3
 
 Labels = tuple[tuple[str, str], ...]
 Vector = dict[Labels, float]
 SeriesText = Sequence[tuple[str, str]]
 
-STALE = object()
-_LABEL = re.compile(r'(?:([a-zA-Z_][\w.]*|"(?:[^"\\]|\\.)*")\s*=\s*)?("(?:[^"\\]|\\.)*")')
-_SERIES = re.compile(r"\s*([a-zA-Z_:][\w:]*)?\s*(?:\{(.*)\})?\s*", re.DOTALL)
-_VALUE = re.compile(
-    r"(_|stale|[-+]?(?:inf|nan|[\d.]+(?:e[-+]?\d+)?))([-+][\d.]+(?:e[-+]?\d+)?)?(?:x(\d+))?", re.IGNORECASE
-)
 _GOT = re.compile(r'((?:[a-zA-Z_:][\w:]*)?\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\}) ([-+]?[\w.+-]+)')
+
+_ONE_FAILURE = re.compile(r"^ {4}(?:name|alertname|expr|rule): ", re.MULTILINE)
+_CAUSE = re.compile(r" err: .*")  # each has its own words
 
 
 def labels_of(text: str | None) -> Labels:
-    """Read `name{a="b"}`, and `{"a name", "a label"="b"}`, as Prometheus prints what is no identifier."""
-    found = _SERIES.fullmatch(text or "")
-    assert found is not None, text
-    pairs = {
-        (json.loads(name) if name.startswith('"') else name or "__name__"): json.loads(value)
-        for name, value in _LABEL.findall(found[2] or "")
-    }
-    if found[1]:
-        pairs["__name__"] = found[1]
-    return tuple(sorted((name, value) for name, value in pairs.items() if value))
+    """Read `name{a="b"}`."""
+    return parse_labels(text or "")
 
 
 def values_of(text: str) -> list[object]:
-    """Read `0+10x5 _ stale NaN`: floats, None for a gap, STALE for a marker."""
-    result: list[object] = []
-    for token in text.split():
-        found = _VALUE.fullmatch(token)
-        assert found is not None, token
-        first, step, times = found.groups()
-        if first == "_":
-            result += [None] * int(times or 1)
-        elif first == "stale":
-            result.append(STALE)
-        else:
-            result += [
-                float(first) + index * float(step or 0) for index in range(int(times) + 1 if times else 1)
-            ]
-    return result
+    """Read `0+10x5 _ stale NaN`: floats, None for a gap, Gap.STALE for a marker."""
+    return [None if point is Gap.OMITTED else point for point in parse_values(text)]
 
 
 def fill(store: SampleStore, series: SeriesText, interval: float, start: float = 0.0) -> float:
@@ -118,6 +95,16 @@ def same(left: Vector, right: Vector, tolerance: float = 1e-9) -> bool:
     )
 
 
+def failures(output: str) -> list[str]:
+    """Return the reports of what failed, a blank line or the next report ending each."""
+    text = re.sub(r"\n\s*\n", "\n", output)
+    starts = [found.start() for found in _ONE_FAILURE.finditer(text)]
+    if not starts:
+        return []
+    pieces = [text[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return [_CAUSE.sub("", piece) for piece in pieces]
+
+
 @dataclass
 class Recorder:
     """An observer that keeps what it is told."""
@@ -130,6 +117,16 @@ class Recorder:
 
     def names(self) -> list[tuple[str, bool]]:
         return [(event.alert, event.firing) for event in self.events]
+
+
+def print_differences(compare: Callable[[Promtool, int], tuple[Sequence[Sequence[object]], int]]) -> None:
+    """Compare with promtool 3.5 for as many seeds as the command line asks for: FIRST_SEED SEEDS."""
+    oracle = Promtool(promtool3.find() or "", Path(tempfile.mkdtemp()))
+    first, seeds = map(int, sys.argv[1:])
+    for seed in range(first, first + seeds):
+        for difference in compare(oracle, seed)[0]:
+            print(seed, *difference, sep="\n  ")  # noqa: T201
+    print(f"{seeds} seeds compared")  # noqa: T201
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ def test_collections_from_two_threads_are_both_complete(collect: str, reading: R
 def test_what_was_collected_last_is_read_after_leaving_and_a_read_meanwhile_is_whole() -> None:
     collected = CollectedMetrics()
     provider = MeterProvider(shutdown_on_exit=False)
-    assert collected.attach(provider)
+    collected.attach(provider)
+    assert collected.no_data is None
     calls = provider.get_meter("t").create_counter("calls")
     calls.add(1)
     with ThreadPoolExecutor(4) as threads:

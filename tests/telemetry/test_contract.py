@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from opentelemetry.instrumentation.logging.handler import LoggingHandler
-from opentelemetry.sdk.metrics.export import Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics.export import (
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    NumberDataPoint,
+    PeriodicExportingMetricReader,
+    Sum,
+)
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from support.calls import failing_first
 
+from llmkg_otel.alerting.rules import RecordingRule, load_default_rules
 from llmkg_otel.config import (
     AlertingConfig,
+    CheckpointConfig,
     CircuitBreakerConfig,
     CircuitSharingConfig,
     HealthCheckConfig,
@@ -36,9 +52,17 @@ from llmkg_otel.errors import LlmkgOtelError
 from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.system import ProductionSystem
 from llmkg_otel.telemetry import semconv
+from llmkg_otel.telemetry.logs import LogExport
 from llmkg_otel.telemetry.semconv import DURATION_BUCKETS, INSTRUMENTS, Instrument
-from llmkg_otel.telemetry.table import EVENTS, SPANS, prometheus_name, telemetry_table
-from llmkg_otel.testing import CapturedTelemetry, captured_telemetry
+from llmkg_otel.telemetry.table import (
+    EVENTS,
+    SPAN_EVENTS,
+    SPANS,
+    contract_series,
+    prometheus_name,
+    telemetry_table,
+)
+from llmkg_otel.testing import CapturedTelemetry, OtlpReceiver, attributes_key, captured_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +71,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 USER = "user-7f3a-planted"
-OPERATIONS = {"steady", "flaky", "doomed", "narrow", "limited", "laddered", "overdue"}
+OPERATIONS = {"steady", "flaky", "doomed", "narrow", "limited", "laddered", "overdue", "connected"}
+SERVERS = "tools/call steady"
+ELSEWHERE = {"mcp.server.operation.duration", "db.client.operation.duration"}
+"""By the MCP server and by auto-instrumentation, which have tests of their own."""
 ALERT = """
 groups:
   - name: planted
@@ -60,12 +87,13 @@ BY_NAME = {instrument.name: instrument for instrument in INSTRUMENTS}
 
 
 class Exported(NamedTuple):
-    """Everything that left the process, and the Prometheus text at its busiest."""
+    """Everything that left the process: in memory, over OTLP, and the Prometheus text at its busiest."""
 
     metrics: list[Metric]
     spans: list[ReadableSpan]
     logs: list[ReadableLogRecord]
     prometheus: str
+    otlp: OtlpReceiver
 
 
 def configuration(rule_file: Path) -> ProductionConfig:
@@ -85,6 +113,7 @@ def configuration(rule_file: Path) -> ProductionConfig:
         ),
         health=HealthCheckConfig(failure_threshold=1),
         load_shedding=LoadSheddingConfig(mode="shadow"),
+        checkpoint=CheckpointConfig(directory=rule_file.parent / "checkpoints"),
         shutdown=ShutdownConfig(lame_duck_seconds=0, graceful_timeout_seconds=0.05),
         operations={
             "limited": OperationConfig(rate_limit=once),
@@ -98,6 +127,9 @@ class Engine:
     """Pings until it is told not to."""
 
     broken = False
+
+    async def backup(self, dest: Path) -> None:
+        await asyncio.to_thread(dest.write_text, "all that is known")
 
     async def ping(self) -> None:
         if self.broken:
@@ -137,6 +169,8 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
         await call("limited", lambda: None)
     assert system.load_shedding is not None
     system.load_shedding._told = 100  # so that its limit has moved
+    await wait_for_a_connection(system, call)
+    await enrich(system)
     await fall_back(system, fails)
     overrun(system)
     block_the_loop(system)
@@ -165,6 +199,31 @@ async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
 async def fall_back(system: ProductionSystem, fails: Callable[[], Any]) -> None:
     rungs: dict[str, Callable[[], None]] = {"broken": fails, "cached": lambda: None}
     await system.execute_protected_operation("laddered", fails, fallbacks=rungs)
+
+
+async def nothing() -> None:
+    """Succeed."""
+
+
+async def enrich(system: ProductionSystem) -> None:
+    """Serve a call inside a server's span, which covers it."""
+    with system.telemetry.tracer().start_as_current_span(SERVERS):
+        await system.execute_protected_operation("steady", nothing, enrich_current_span=True)
+
+
+async def wait_for_a_connection(system: ProductionSystem, call: Callable[..., Any]) -> None:
+    """Let a call wait in vain for the one connection that there is."""
+    pool = system.add_connection_pool(
+        "store", object, close=lambda _connection: None, max_size=1, acquire_timeout=0.01
+    )
+
+    async def connect() -> None:
+        async with pool.connection():
+            pass
+
+    async with pool.connection():
+        await call("connected", connect)
+    await call("connected", connect)
 
 
 def overrun(system: ProductionSystem) -> None:
@@ -202,23 +261,44 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     rule_file.write_text(ALERT)
     logger = logging.getLogger("llmkg_otel")
     level = logger.level
-    with captured_telemetry() as telemetry:
-        handler = LoggingHandler(logger_provider=telemetry.logger_provider)
-        logger.addHandler(handler)
+    with captured_telemetry() as telemetry, OtlpReceiver() as receiver:
+        send = send_to(receiver, telemetry)
+        export = LogExport(logger_provider=telemetry.logger_provider)
+        logging.getLogger().addHandler(export)
         collected: list[Metric] = []
         observing = ProductionSystem._flush
 
         async def flush(system: ProductionSystem, seconds: float) -> str | None:
             collected.extend(telemetry.metrics().values())  # live values end with the system
+            send()
             return await observing(system, seconds)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProductionSystem, "_flush", flush)
             prometheus = asyncio.run(workload(telemetry, rule_file))
         collected.extend(telemetry.metrics().values())
-        yield Exported(collected, telemetry.spans(), telemetry.logs(), prometheus)
-        logger.removeHandler(handler)
+        send()
+        yield Exported(collected, telemetry.spans(), telemetry.logs(), prometheus, receiver)
+        logging.getLogger().removeHandler(export)
         logger.setLevel(level)
+
+
+def send_to(receiver: OtlpReceiver, telemetry: CapturedTelemetry) -> Callable[[], None]:
+    """Let everything be exported over OTLP, too; return what sends it now."""
+    metrics = PeriodicExportingMetricReader(
+        OTLPMetricExporter(f"{receiver.endpoint}/v1/metrics"), export_interval_millis=1e9
+    )
+    spans = BatchSpanProcessor(OTLPSpanExporter(f"{receiver.endpoint}/v1/traces"))
+    logs = BatchLogRecordProcessor(OTLPLogExporter(f"{receiver.endpoint}/v1/logs"))
+    telemetry.meter_provider.add_metric_reader(metrics)
+    telemetry.tracer_provider.add_span_processor(spans)
+    telemetry.logger_provider.add_log_record_processor(logs)
+
+    def send() -> None:
+        for each in (metrics, spans, logs):
+            each.force_flush()
+
+    return send
 
 
 def points(metric: Metric) -> list[tuple[NumberDataPoint | HistogramDataPoint, Mapping[str, object]]]:
@@ -240,9 +320,7 @@ def test_every_metric_is_in_the_contract_with_its_kind_unit_and_description(expo
 
 
 def test_every_metric_of_the_contract_is_emitted(exported: Exported) -> None:
-    elsewhere = ("mcp.", "db.")  # by the server and by auto-instrumentation, which have tests of their own
-    expected = {name for name in BY_NAME if not name.startswith(elsewhere)}
-    assert {metric.name for metric in exported.metrics if points(metric)} == expected
+    assert {metric.name for metric in exported.metrics if points(metric)} == BY_NAME.keys() - ELSEWHERE
 
 
 def test_attributes_are_text_with_the_contracts_keys_and_values(exported: Exported) -> None:
@@ -256,6 +334,53 @@ def test_attributes_are_text_with_the_contracts_keys_and_values(exported: Export
                 assert allowed[key] is None or value in (allowed[key] or ()), (metric.name, key, value)
 
 
+def test_every_attribute_of_the_contract_is_emitted(exported: Exported) -> None:
+    seen: dict[str, set[str]] = {}
+    for metric in exported.metrics:
+        for _, attributes in points(metric):
+            seen.setdefault(metric.name, set()).update(attributes)
+    assert seen == {name: set(each.attributes) for name, each in BY_NAME.items() if name not in ELSEWHERE}
+
+
+def test_over_otlp_the_same_metrics_spans_and_events_arrive(exported: Exported) -> None:
+    received = exported.otlp
+    for metric in exported.metrics:
+        sent = {attributes_key(dict(attributes)) for _, attributes in points(metric)}
+        assert sent <= received.metric(metric.name).keys(), metric.name
+    assert received.metric_names() == {metric.name for metric in exported.metrics}
+    assert Counter(span.name for span in received.spans()) == Counter(span.name for span in exported.spans)
+    assert Counter(entry.event for entry in received.logs()) == Counter(
+        entry.log_record.event_name or "" for entry in exported.logs
+    )
+
+
+def test_every_series_of_a_scrape_is_in_the_contract_with_its_labels(exported: Exported) -> None:
+    contract = contract_series()
+    families: Any = text_string_to_metric_families(exported.prometheus)
+    seen = {sample.name for family in families for sample in family.samples}
+    assert seen >= {"llmkg_operation_duration_seconds_bucket", "llmkg_circuit_breaker_status"}
+    families = text_string_to_metric_families(exported.prometheus)
+    for sample in (
+        sample for family in families for sample in family.samples if sample.name != "target_info"
+    ):
+        labels = contract[sample.name]
+        for label, value in sample.labels.items():
+            assert labels[label] is None or value in (labels[label] or ()), sample
+
+
+def test_every_expression_of_the_rules_is_on_the_contract() -> None:
+    contract = contract_series()
+    rules = [rule for group in load_default_rules().groups for rule in group.rules]
+    recorded = {rule.name for rule in rules if isinstance(rule, RecordingRule)}
+    named: set[str] = set()
+    for rule in rules:
+        for name in re.findall(r"\b(?:llmkg|mcp|db)_[a-z0-9_]+\b", rule.expression.text):
+            labels = {label for each in contract.values() for label in each}
+            assert name in contract or name in recorded or name in labels, (rule.name, name)
+            named.add(name)
+    assert named & contract.keys()
+
+
 def test_names_in_attributes_are_those_of_configuration_and_code(exported: Exported) -> None:
     seen: dict[str, set[object]] = {}
     for metric in exported.metrics:
@@ -265,13 +390,14 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     assert seen["llmkg.operation.name"] == OPERATIONS
     assert seen["name"] == OPERATIONS | set(semconv.RESOURCES)
     assert seen["pool"] == {"operations", "narrow"}
+    assert seen["db.client.connection.pool.name"] == {"store"}
     assert seen["component"] == {
         *("engine", "resources", "event_loop", "circuit_breakers", "circuit_sharing", "telemetry"),
-        *("alert_rules", "rate_limit_store"),
+        *("alert_rules", "rate_limit_store", "checkpoints"),
     }
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
-        *("cancelled", "draining", "OSError", "ConnectionRefusedError"),
+        *("cancelled", "draining", "OSError", "ConnectionRefusedError", "permit_timeout"),
     }
 
 
@@ -298,24 +424,48 @@ def test_a_status_metric_has_one_point_per_state_and_one_of_them_is_1(exported: 
             assert sorted(map(str, states.values())) == ["0"] * (len(states) - 1) + ["1"]
 
 
-def test_every_span_is_in_the_documentation_with_its_attributes(exported: Exported) -> None:
-    documented = {entry.name: set(entry.attributes) for entry in SPANS}
+def test_every_span_is_in_the_documentation_and_is_emitted_with_all_its_attributes(
+    exported: Exported,
+) -> None:
+    seen: dict[str, set[str]] = {}
     for span in exported.spans:
-        name = "{operation}" if span.name in OPERATIONS else span.name
+        name = "{operation}" if span.name in OPERATIONS | {SERVERS} else span.name
         phase = name.startswith(f"{semconv.SHUTDOWN_SPAN}.")
         name = f"{semconv.SHUTDOWN_SPAN}.{{phase}}" if phase else name
-        assert set(span.attributes or {}) <= documented[name]
+        seen.setdefault(name, set()).update(span.attributes or {})
         assert span.kind.name == "INTERNAL"
         assert span.end_time is not None
-    assert {span.name for span in exported.spans} >= OPERATIONS | {semconv.ATTEMPT_SPAN}
+    by_instrumentation = "{method}"
+    assert seen == {e.name: set(e.attributes) for e in SPANS if e.name != by_instrumentation}
+    assert {span.name for span in exported.spans} >= OPERATIONS
 
 
-def test_every_event_is_in_the_documentation_and_is_emitted(exported: Exported) -> None:
-    documented = {entry.name: {*entry.attributes, "otel.event.name"} for entry in EVENTS}
-    named = [entry.log_record for entry in exported.logs if entry.log_record.event_name]
-    assert {record.event_name for record in named} == set(documented)
-    for record in named:
-        assert set(record.attributes or {}) <= documented[record.event_name or ""]
+def test_every_event_of_a_span_is_in_the_documentation_and_is_emitted_with_its_attributes(
+    exported: Exported,
+) -> None:
+    seen: dict[str, set[str]] = {}
+    for span in exported.spans:
+        for event in span.events:
+            assert span.name in OPERATIONS
+            seen.setdefault(event.name, set()).update(event.attributes or {})
+    assert seen == {entry.name: set(entry.attributes) for entry in SPAN_EVENTS}
+
+
+def test_every_event_is_in_the_documentation_and_is_emitted_with_its_attributes(exported: Exported) -> None:
+    ids = {semconv.OPERATION_NAME, semconv.CORRELATION_ID}
+    seen: dict[str, set[str]] = {}
+    for record in (entry.log_record for entry in exported.logs if entry.log_record.event_name):
+        seen.setdefault(record.event_name or "", set()).update(set(record.attributes or {}) - ids)
+    assert seen == {entry.name: set(entry.attributes) for entry in EVENTS}
+
+
+def test_records_inside_a_call_tell_which(exported: Exported) -> None:
+    records = [entry.log_record for entry in exported.logs]
+    retried = [record for record in records if record.event_name == semconv.RETRY_SCHEDULED]
+    assert {(record.attributes or {})[semconv.CORRELATION_ID] for record in retried} >= {"correlated-1"}
+    for record in retried:
+        attributes = record.attributes or {}
+        assert attributes[semconv.OPERATION_NAME] == attributes["operation"]
 
 
 def test_the_users_id_is_nowhere(exported: Exported) -> None:

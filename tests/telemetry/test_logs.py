@@ -7,21 +7,27 @@ import json
 import logging
 import math
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
-from llmkg_otel.telemetry.logs import QUEUE_SIZE, JsonLogs, correlation_id
+from llmkg_otel.telemetry.log_lines import correlation_id
+from llmkg_otel.telemetry.logs import QUEUE_SIZE, CountingProcessor, JsonLogs, LogExport, dropped_records
 from llmkg_otel.telemetry.records import EVENT_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.testing import CapturedTelemetry
 
-BURST = 20_000
+DROPPED = "llmkg.telemetry.logs.dropped"
+BURST = 100_000
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -143,12 +149,14 @@ def test_afterwards_the_root_logger_is_as_it_was() -> None:
 def test_a_stream_that_blocks_blocks_no_caller_and_what_did_not_fit_is_counted() -> None:
     stream = BlockedStream()
     logger = logging.getLogger("burst")
+    before = dropped_records()["stderr"]
     with JsonLogs("info", stream) as logs:
         logger.info("first")
         assert stream.blocked.wait(20)
         for number in range(BURST):
             logger.info("line %d", number)
         assert logs.dropped == BURST - QUEUE_SIZE
+        assert dropped_records()["stderr"] - before == logs.dropped
         stream.go.set()
     messages = [line["message"] for line in lines(stream)]
     assert messages[:2] == ["first", "line 0"]
@@ -172,3 +180,94 @@ def test_the_end_does_not_wait_for_a_stream_that_stays_blocked(monkeypatch: pyte
     assert ended.wait(15)
     stream.go.set()
     thread.join()
+
+
+@contextmanager
+def exporting_to(provider: LoggerProvider) -> Iterator[LogExport]:
+    export = LogExport(logger_provider=provider)
+    logging.getLogger().addHandler(export)
+    try:
+        yield export
+    finally:
+        logging.getLogger().removeHandler(export)
+
+
+class Blocked(InMemoryLogRecordExporter):
+    """A collector that takes nothing before it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # the SDK left it untyped
+        self.release = threading.Event()
+
+    def export(self, batch: Any) -> Any:
+        self.release.wait(20)
+        return super().export(batch)
+
+
+def test_a_burst_that_no_collector_takes_blocks_no_caller_and_is_counted(
+    make_system: Callable[..., ProductionSystem], telemetry: CapturedTelemetry
+) -> None:
+    system = make_system()
+    exporter = Blocked()
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(
+        CountingProcessor(exporter, max_queue_size=100, max_export_batch_size=10)
+    )
+    before = dropped_records()["otlp"]
+    with exporting_to(provider):
+        for number in range(5_000):
+            logging.getLogger("burst").warning("line %d", number)
+    dropped = dropped_records()["otlp"] - before
+    points = {dict(key)["destination"]: value for key, value in telemetry.metric(DROPPED).items()}
+    exporter.release.set()
+    provider.shutdown()
+    assert not system.closed
+    assert points == dropped_records()
+    assert dropped >= 5_000 - 100 - 10
+    assert len(exporter.get_finished_logs()) == 5_000 - dropped
+
+
+def test_a_record_that_cannot_be_exported_is_no_error_for_who_logs_it(
+    telemetry: CapturedTelemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    with exporting_to(telemetry.logger_provider) as export:
+        monkeypatch.setattr(export, "handleError", told.append)
+        export.handle(logging.makeLogRecord({"name": "engine", "msg": "%d", "args": ("no number",)}))
+    assert len(told) == 1
+    assert telemetry.logs() == []
+
+
+async def test_an_exported_record_has_the_ids_of_its_call_and_none_of_the_lines(
+    system: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    with JsonLogs("info", io.StringIO()), exporting_to(telemetry.logger_provider):
+        await system.execute_protected_operation(
+            "op", lambda: logging.getLogger("engine").info("working"), correlation_id="correlated-1"
+        )
+        logging.getLogger("opentelemetry.exporter.otlp").error("lost")
+    (span,) = telemetry.spans("op")
+    (entry,) = [entry for entry in telemetry.logs() if entry.log_record.body == "working"]
+    assert span.context is not None
+    assert entry.log_record.trace_id == span.context.trace_id
+    assert dict(entry.log_record.attributes or {}) == {
+        "llmkg.correlation.id": "correlated-1",
+        "llmkg.operation.name": "op",
+    }
+    assert not [entry for entry in telemetry.logs() if entry.log_record.body == "lost"]
+
+
+def test_what_opentelemetry_instrument_has_installed_is_redacted_and_comes_back(
+    telemetry: CapturedTelemetry,
+) -> None:
+    root = logging.getLogger()
+    theirs = LoggingHandler(logger_provider=telemetry.logger_provider)
+    root.addHandler(theirs)
+    try:
+        with JsonLogs("info", io.StringIO()):
+            logging.getLogger("engine").warning("password=hunter2-again")
+        assert theirs in root.handlers
+        assert not [handler for handler in root.handlers if isinstance(handler, LogExport)]
+    finally:
+        root.removeHandler(theirs)
+    assert [entry.log_record.body for entry in telemetry.logs()] == ["password=[redacted]"]

@@ -156,6 +156,9 @@ def test_the_second_systems_logs_are_exported_too_and_once() -> None:
     assert json.loads(done.stdout) == {"handlers": 0}
 
 
+WARNS = "health of alert_rules: unknown -> warn"
+
+
 def test_a_disabled_sdk_leaves_calls_and_status_working_and_says_so_calmly() -> None:
     code = """
         from llmkg_otel.telemetry.logs import JsonLogs
@@ -165,15 +168,33 @@ def test_a_disabled_sdk_leaves_calls_and_status_working_and_says_so_calmly() -> 
             status = json.loads(json.dumps(system.read_status()))
             text = asyncio.run(use(system))
         told(result=result, sections=len(status), operations=status["system_metrics"]["operations"],
-             text=text)
+             text=text, alerts=status["alerts"], states=sorted(set(system.alerts.states().values())),
+             open_metrics=system.telemetry.collected.expose("application/openmetrics-text")[1].decode(),
+             evaluating="llmkg-alerts" in [thread.name for thread in threading.enumerate()])
     """
     exporters = dict.fromkeys(SILENT, "otlp")
     done = run(code, OTEL_SDK_DISABLED="true", **exporters)
-    assert json.loads(done.stdout) == {"result": 42, "sections": 8, "operations": 0, "text": ""}
+    found = json.loads(done.stdout)
+    assert (
+        found.pop("alerts").items()
+        >= {
+            "active": [],
+            "errors": ["there is no data: OTEL_SDK_DISABLED is true"],
+        }.items()
+    )
+    assert found == {
+        "result": 42,
+        "sections": 8,
+        "operations": 0,
+        "text": "# no data: OTEL_SDK_DISABLED is true\n",
+        "open_metrics": "# EOF\n",
+        "states": ["unknown"],
+        "evaluating": False,
+    }
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    said = "OTEL_SDK_DISABLED is true: nothing is recorded; /metrics and alerts stay empty"
+    said = "OTEL_SDK_DISABLED is true: /metrics, status and alerts have no data"
     assert [line["level"] for line in lines if line["message"] == said] == ["info"]
-    assert {line["level"] for line in lines if line["message"] != "hello"} == {"info"}
+    assert {line["level"] for line in lines if line["message"] not in ("hello", WARNS)} == {"info"}
     assert not [line for line in lines if "trace_id" in line or "correlation_id" in line]
     assert "000000" not in done.stderr.replace("+00:00", "")
 
@@ -213,4 +234,27 @@ def test_a_meter_provider_that_cannot_be_read_is_told_of_once(
         ours = set_up_telemetry(telemetry.tracer_provider, other)
         assert list(ours.collected.collect()) == []
     (record,) = caplog.records
-    assert "not the SDK's: /metrics, status and alerts stay empty" in record.message
+    assert "not the SDK's: /metrics, status and alerts have no data" in record.message
+
+
+@pytest.mark.parametrize("calls", ["exhaust", "open"])
+def test_a_disabled_sdk_protects_calls_as_ever(calls: str) -> None:
+    code = f"""
+        from llmkg_otel import OperationConfig
+        from llmkg_otel.errors import RejectedError
+        system = make()
+        system.configure_operation("exhaust", OperationConfig(rate_limit="1/minute"))
+        system.configure_operation("open", OperationConfig(
+            retry={{"max_retries": 0}}, circuit_breaker={{"failure_threshold": 1}}))
+        def fail():
+            raise OSError
+        seen = []
+        for body in (fail if "{calls}" == "open" else list, list):
+            try:
+                system.execute_protected_operation_sync("{calls}", body)
+            except (RejectedError, OSError) as error:
+                seen.append(type(error).__name__)
+        told(seen=seen)
+    """
+    expected = {"exhaust": ["RateLimitedError"], "open": ["OSError", "CircuitOpenError"]}
+    assert facts(code, OTEL_SDK_DISABLED="true") == {"seen": expected[calls]}

@@ -52,6 +52,44 @@ def test_the_sampler_and_the_ids_are_those_of_the_standard_variables() -> None:
     assert "not found" in facts(REFUSED, OTEL_PYTHON_ID_GENERATOR="nobodys")["problem"]
 
 
+SAMPLED = """
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+    from opentelemetry import context
+    from llmkg_otel.telemetry.log_lines import correlation_id
+    system, exporter = make(), InMemorySpanExporter()
+    trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+    seen = []
+    def work():
+        seen.append([trace.get_current_span().is_recording(), correlation_id()])
+    for parent in (None, 1, 0):
+        token = None
+        if parent is not None:
+            remote = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(parent))
+            token = context.attach(set_span_in_context(NonRecordingSpan(remote)))
+        system.execute_protected_operation_sync("op", work)
+        token and context.detach(token)
+    told(recording=[each[0] for each in seen], correlated=[len(each[1] or "") for each in seen],
+         spans=len(exporter.get_finished_spans()),
+         calls=system.telemetry.collected.collect().total("llmkg_operation_duration_seconds_count"),
+         exemplars=system.telemetry.collected.expose("application/openmetrics-text")[1].count(b" # {"))
+"""
+
+
+@pytest.mark.parametrize(("ratio", "recorded"), [("0.0", [False, True, False]), ("1.0", [True, True, False])])
+def test_the_ratio_decides_on_roots_and_the_parent_on_the_rest_and_every_call_is_measured(
+    ratio: str, recorded: list[bool]
+) -> None:
+    variables = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": ratio}
+    found = facts(SAMPLED, **variables)
+    assert found["recording"] == recorded
+    assert found["spans"] == sum(recorded)
+    assert found["calls"] == 3  # sampled or not
+    assert found["correlated"] == [32, 32, 32]
+    assert found["exemplars"] in (1, sum(recorded))  # those of sampled calls; one bucket has one
+
+
 def test_the_prometheus_exporter_starts_no_server_and_the_others_stay() -> None:
     code = """
         import socket

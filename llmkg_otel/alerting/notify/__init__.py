@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.notify.alertmanager import Alertmanager
@@ -11,6 +12,7 @@ from llmkg_otel.alerting.notify.webhook import Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from llmkg_otel.alerting.notify.message import Target
     from llmkg_otel.config import NotifyConfig
@@ -25,11 +27,17 @@ _TARGETS: dict[str, Callable[[NotifyConfig], Target]] = {
 
 
 def make_channels(
-    configs: Mapping[str, NotifyConfig], told: Callable[[str, str | None], None]
+    configs: Mapping[str, NotifyConfig],
+    told: Callable[[str, str | None], None],
+    quietly: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[Channel]:
     """Return a channel for each section of `alerting.notify`, not yet started.
 
-    `told` hears of each message: the channel, and the error.type (None: it arrived). Raises
-    ConfigurationError for an address that is none, or a kind whose package is missing.
+    `told` hears of each message: the channel, and the error.type (None: it arrived). `quietly`
+    keeps others from describing the requests, whose addresses are secrets. Raises ConfigurationError for an
+    address that is none, or a kind whose package is missing.
     """
-    return [Channel(name, config, _TARGETS[config.kind](config), told) for name, config in configs.items()]
+    return [
+        Channel(name, config, _TARGETS[config.kind](config), told, quietly=quietly)
+        for name, config in configs.items()
+    ]

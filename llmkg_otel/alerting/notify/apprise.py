@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.notify.message import DeliveryError
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from llmkg_otel.config import NotifyConfig
 
 __all__ = ["AppriseTarget"]
+
+
+_sending: ContextVar[bool] = ContextVar("sending", default=False)
+
+
+def _of_others(_record: logging.LogRecord) -> bool:
+    """Drop what urllib3 logs of our requests at level debug: many a service's address is its password."""
+    return not _sending.get()
 
 
 class AppriseTarget:
@@ -26,6 +35,7 @@ class AppriseTarget:
                 "alerting.notify: kind apprise needs: pip install 'llmkg-otel[notify]'"
             ) from None
         logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its log quotes addresses
+        logging.getLogger("urllib3.connectionpool").addFilter(_of_others)
         self._apprise = apprise.Apprise()
         if not self._apprise.add(config.url.get_secret_value()):
             raise ConfigurationError("alerting.notify: the url is none that Apprise knows")
@@ -37,7 +47,12 @@ class AppriseTarget:
         title = f"[FIRING:{firing}] {name}" if firing else f"[RESOLVED] {name}"
         body = "\n".join(_line(notice) for notice in message.notices)
         kind = "failure" if firing else "success"
-        if not self._apprise.notify(body=body, title=title, notify_type=kind):
+        sending = _sending.set(True)
+        try:
+            arrived = self._apprise.notify(body=body, title=title, notify_type=kind)
+        finally:
+            _sending.reset(sending)
+        if not arrived:
             raise DeliveryError("apprise", retryable=True)
 
 

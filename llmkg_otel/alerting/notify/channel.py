@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from contextlib import AbstractContextManager, nullcontext
 from threading import Condition, Thread
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ class Channel:
 
     `tell` is quick and may be called on any thread. A message that fails is tried again after 0.5 s, 1 s,
     ... (30 s at most), `max_retries` times or until a failure that stays; then at the next group interval,
-    with what is true by then. `told` hears of each end: the channel, and the error.type or None.
+    with what is true by then. `told` hears of each end: the channel, and the error.type or None. Requests are
+    made within `quietly()`.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class Channel:
         config: NotifyConfig,
         target: Target,
         told: Callable[[str, str | None], None],
+        *,
         clock: Callable[[], float] = time.time,
+        quietly: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._name = name
         self._retry = RetryConfig(max_retries=config.max_retries, base_delay_ms=500, max_delay_ms=30_000)
         self._target = target
         self._told = told
         self._clock = clock
+        self._quietly = quietly
         self._grouping = Grouping(config)
         self._changed = Condition()
         self._stopping = False
@@ -76,7 +81,8 @@ class Channel:
         while not self._stopping:
             try:
                 self._wait()
-                self.send_due()
+                with self._quietly():
+                    self.send_due()
             except Exception:
                 _logger.exception("The notifications of %s go on after an error", self._name)
 

@@ -6,6 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+from functools import cache
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,26 @@ __all__ = ["checked_url", "post"]
 def checked_url(config: NotifyConfig) -> str:
     """Return the address if it is http or https; raise ConfigurationError that does not quote it."""
     url = config.url.get_secret_value()
-    if re.match(r"https?://[^/\s]+", url) is None:
+    found = re.match(r"https?://(?P<host>[^/?#\s]+)", url)
+    if found is None:
         raise ConfigurationError(
             f"alerting.notify: the url of a {config.kind} begins with http:// or https://"
         )
+    if "@" in found["host"]:
+        raise ConfigurationError("alerting.notify: a url has no user and password; set authorization")
     return url
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect a failure: followed, the POST would become a GET that takes the header elsewhere."""
+
+    def redirect_request(self, *_args: Any) -> None:
+        """Follow nothing."""
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_NoRedirect)
 
 
 def post(url: str, config: NotifyConfig, body: Any) -> None:
@@ -35,7 +51,7 @@ def post(url: str, config: NotifyConfig, body: Any) -> None:
         headers["Authorization"] = config.authorization.get_secret_value()
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - checked above
     try:
-        with urllib.request.urlopen(request, timeout=config.timeout_seconds):  # noqa: S310
+        with _opener().open(request, timeout=config.timeout_seconds):
             return
     except urllib.error.HTTPError as error:
         with error:

@@ -37,6 +37,11 @@ class Expression:
         """How far before the evaluation its oldest sample can be, in seconds; infinite for `@` a time."""
         return self._plan.traits.reach / 1000
 
+    @property
+    def reads(self) -> frozenset[str] | None:
+        """The names of the metrics that it selects; None when a selector has no name."""
+        return self._plan.traits.reads
+
     def evaluate(
         self, source: Source, at: float, *, step_seconds: float = 60.0, shared: SharedResults | None = None
     ) -> Vector:

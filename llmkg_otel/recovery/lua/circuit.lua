@@ -3,9 +3,10 @@
 -- KEYS[1]  a hash: state (open or closed), since (when it came to that), fence, and while it is open:
 --          token and expires of the probe that is lent (0: none), successes of earlier ones.
 -- ARGV     verb, circuit, channel, then numbers: recovery timeout, attempt timeout, success threshold,
---          token of a probe (0: none), age of an opening. Times are in microseconds.
+--          token of a probe (0: none), age of an opening or a closing. Times are in microseconds.
 -- Returns  {state, fence, wait, token}: the state afterwards ("absent": nothing is known), the time
---          until a probe may be had, and the token of the probe that was granted (0: none).
+--          until a probe may be had, and the token of the probe that was granted (0: none, -1: it is
+--          lent to another, and the time is that of its lease).
 --
 -- Every transition and every lease takes a higher fence; a lease's is its token. Fences start at the
 -- time of day, so that they go on growing where the key has expired or the store lost its data.
@@ -69,6 +70,23 @@ function verbs.trip()
   return answer(wait(), 0)
 end
 
+-- A circuit closed `age` ago, by probes that its process sent while it did not reach the store. Kept also
+-- where nothing is known: another process may still tell of the opening before.
+function verbs.close()
+  if state ~= 'closed' and now - age > since then
+    move('closed', now - age)
+  end
+  return answer(wait(), 0)
+end
+
+-- An opening that the store was told of `age` ago, and may have lost with its data.
+function verbs.recall()
+  if state == 'absent' then
+    move('open', now - age)
+  end
+  return answer(wait(), 0)
+end
+
 -- Only an open circuit asks: where nothing is known, its word is taken for it.
 function verbs.probe()
   if state == 'absent' then
@@ -78,7 +96,7 @@ function verbs.probe()
     return answer(wait(), 0)
   end
   if lent > 0 and expires > now then
-    return answer(expires - now, 0)
+    return answer(expires - now, -1)
   end
   raise_fence()
   lent, expires = fence, now + lease

@@ -1,0 +1,32 @@
+"""The options of auto-instrumentation: whose methods are told of, and what is told."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator
+from pydantic_settings import NoDecode
+
+from llmkg_otel._config_sources import Section
+from llmkg_otel.engine.profiles import Profile, Target
+
+__all__ = ["InstrumentationConfig", "Targets"]
+
+
+def _targets(value: object) -> object:
+    """Split "pkg.module:Class,pkg.module:Other"."""
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+Targets = Annotated[tuple[Target, ...], NoDecode, BeforeValidator(_targets)]
+
+
+class InstrumentationConfig(Section):
+    """Engines beside the known ones, and whether the text of queries goes on spans.
+
+    `profiles` come before the built-in ones for the same class. `capture_text` puts a query's text on its
+    span, as `db.query.text`; without it no argument and no result is recorded.
+    """
+
+    profiles: tuple[Profile, ...] = ()
+    capture_text: bool = False

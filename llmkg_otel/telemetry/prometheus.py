@@ -1,0 +1,160 @@
+"""The stock Prometheus reader, put right where it loses or mixes up what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from bisect import bisect_left
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader, _CustomCollector
+from opentelemetry.exporter.prometheus._mapping import sanitize_attribute
+from opentelemetry.sdk.metrics.export import ExponentialHistogram, Histogram, HistogramDataPoint
+from opentelemetry.trace import format_span_id, format_trace_id
+from prometheus_client.samples import Exemplar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
+    from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Metric, MetricsData
+    from opentelemetry.util.types import AnyValue
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric as Family
+
+    Labels = frozenset[tuple[str, str]]
+
+__all__ = ["PrometheusReader"]
+
+_log = logging.getLogger(__name__)
+
+
+class PrometheusReader(PrometheusMetricReader):
+    """OpenTelemetry's reader for a registry, with five differences.
+
+    Exemplars are kept. Each sample has its own labels, however many meters use the name; the scope is a
+    label only where two scopes' series would be one. A name that comes with a second type is left out,
+    with a warning. Of an exponential histogram count and sum are told: the text formats have no more.
+    What a flush has collected is not told twice. Not thread-safe: one collection at a time.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry=registry)
+        registry.unregister(self._collector)
+        self._collector = _Collector(self.collect)
+        registry.register(self._collector)
+
+
+class _Collector(_CustomCollector):
+    """Translates one metric at a time with the stock code, and joins what it gives."""
+
+    _callback: Any  # the stock class starts with None
+
+    def __init__(self, collect: Callable[[], None]) -> None:
+        super().__init__()
+        self._callback = collect
+        self._exemplars: dict[tuple[str, Labels], dict[int, Exemplar]] = {}
+        self._older = self._exemplars
+        self._refused: set[str] = set()
+
+    def add_metrics_data(self, metrics_data: MetricsData) -> None:
+        self._metrics_datas.clear()
+        super().add_metrics_data(metrics_data)
+
+    def _translate_to_prometheus(
+        self, metrics_data: MetricsData, metric_family_id_metric_family: dict[str, Family]
+    ) -> None:
+        self._older, self._exemplars = self._exemplars, {}
+        super()._translate_to_prometheus(metrics_data, metric_family_id_metric_family)
+
+    def _translate_metric(
+        self,
+        metric: Metric,
+        scope_attrs: dict[str, AnyValue],
+        resource_attrs: dict[str, AnyValue],
+        metric_family_id_metric_family: dict[str, Family],
+    ) -> None:
+        metric = _classic(metric)
+        alone: dict[str, Family] = {}
+        super()._translate_metric(metric, {}, resource_attrs, alone)
+        for family in alone.values():
+            known = metric_family_id_metric_family.setdefault(family.name, family)
+            if known.type != family.type:
+                self._refuse(family.name, known.type, family.type)
+                continue
+            _relabel(family, known, {sanitize_attribute(k): str(v) for k, v in scope_attrs.items() if v})
+            if isinstance(metric.data, Histogram):
+                self._add_exemplars(family, metric.data)
+            if known is not family:
+                known.samples += family.samples
+
+    def _add_exemplars(self, family: Family, data: Histogram) -> None:
+        """Give each bucket its latest exemplar, also one that an earlier collection has taken away.
+
+        The SDK forgets an exemplar once it was collected, and alerts and status collect between scrapes.
+        """
+        samples = family.samples
+        buckets = (index for index, sample in enumerate(samples) if sample.name.endswith("_bucket"))
+        for point in data.data_points:
+            own = list(islice(buckets, len(point.bucket_counts)))
+            key = family.name, frozenset(samples[own[-1]].labels.items())
+            latest = dict(self._older.get(key, {}))
+            for exemplar in point.exemplars:
+                if exemplar.trace_id:
+                    latest[bisect_left(point.explicit_bounds, exemplar.value)] = _exemplar(exemplar)
+            if latest:
+                self._exemplars[key] = latest
+            for bucket, found in latest.items():
+                samples[own[bucket]] = samples[own[bucket]]._replace(exemplar=found)
+
+    def _refuse(self, name: str, known: str, other: str) -> None:
+        if name not in self._refused:
+            self._refused.add(name)
+            _log.warning("/metrics leaves out a %s named %s: there is a %s of this name", other, name, known)
+
+
+def _classic(metric: Metric) -> Metric:
+    """Return a metric without exponential buckets."""
+    if not isinstance(metric.data, ExponentialHistogram):
+        return metric
+    points = [_one_bucket(point) for point in metric.data.data_points]
+    return dataclasses.replace(metric, data=Histogram(points, metric.data.aggregation_temporality))
+
+
+def _one_bucket(point: ExponentialHistogramDataPoint) -> HistogramDataPoint:
+    return HistogramDataPoint(
+        attributes=point.attributes,
+        start_time_unix_nano=point.start_time_unix_nano,
+        time_unix_nano=point.time_unix_nano,
+        count=point.count,
+        sum=point.sum,
+        bucket_counts=[point.count],
+        explicit_bounds=[],
+        min=point.min,
+        max=point.max,
+        exemplars=point.exemplars,
+    )
+
+
+def _relabel(family: Family, known: Family, scope: Mapping[str, str]) -> None:
+    """Take empty labels away, and add the scope to samples that are in the known family already."""
+    known_series = {_series(s.name, s.labels) for s in known.samples} if known is not family else ()
+    for index, sample in enumerate(family.samples):
+        labels = {key: value for key, value in sample.labels.items() if value}
+        if _series(sample.name, labels) in known_series:
+            labels |= scope
+        family.samples[index] = sample._replace(labels=labels)
+
+
+def _series(name: str, labels: Mapping[str, str]) -> tuple[str, Labels]:
+    return name, frozenset(labels.items())
+
+
+def _exemplar(exemplar: SdkExemplar) -> Exemplar:
+    """Keep the ids alone: attributes that a View has dropped may be the user's data."""
+    labels = {
+        "trace_id": format_trace_id(exemplar.trace_id or 0),
+        "span_id": format_span_id(exemplar.span_id or 0),
+    }
+    return Exemplar(labels, exemplar.value, exemplar.time_unix_nano / 1e9)
