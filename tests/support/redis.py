@@ -34,7 +34,7 @@ class RedisServer:
         (self.port,) = spare_ports(1)
         self.uri = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # its types hedge
-        self._directory = Path(directory or tempfile.mkdtemp(prefix="redis-"))
+        self._directory = Path(directory or tempfile.gettempdir())
         kind = ["--save", "", "--appendonly", "no"]
         if sentinel_of is not None:
             file = self._directory / "sentinel.conf"
@@ -45,7 +45,7 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        with (self._directory / "redis.log").open("ab") as log:
+        with (self._directory / "llmkg-test-redis.log").open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         wait_until(self._answers, f"redis-server's first answer, see {log.name}")
 
