@@ -39,7 +39,7 @@ types: setup ## mypy, strict, on package and tests
 	@$(BIN)/mypy
 
 bench: setup ## measure: ratios within one run each, see docs/benchmarks.md
-	@for bench in protected_call recovery limiting overload engine mcp_throughput startup probes; do $(BIN)/python benchmarks/$$bench.py || exit 1; done
+	@for bench in protected_call recovery limiting overload instrumentation engine mcp_throughput startup probes; do $(BIN)/python benchmarks/$$bench.py || exit 1; done
 
 docs: setup ## write the parts of the documentation that come from the code
 	@$(BIN)/python -m llmkg_otel.telemetry.table > docs/telemetry.md

@@ -2,18 +2,21 @@
 
     python benchmarks/overload.py [seconds]
 
-The engine has 10 workers that take 50 ms a call, and goes on with a call whose caller has left, as a
-remote one would. Callers come at a steady rate, a tenth of them critical and three tenths sheddable, and
-leave after 0.5 s. Useful is an answer that its caller still waited for.
+The engine has 10 workers that take 50 ms a call, always or on average (lognormal with a sigma of 1; or 5 ms
+but for one call in ten, which takes 0.5 s), and goes on with a call whose caller has left, as a remote one
+would. Callers come at a steady rate, a tenth of them critical and three tenths sheddable, and leave after
+0.5 s (2 s where times vary). Useful is an answer that its caller still waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from _measure import aligned, machine, verdict
@@ -22,16 +25,40 @@ from llmkg_otel import OperationConfig, ProductionConfig, ProductionSystem
 from llmkg_otel.errors import LlmkgOtelError, error_type
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmkg_otel.limiting.waiting import Criticality
 
-WORKERS, SERVICE_SECONDS, PATIENCE_SECONDS = 10, 0.05, 0.5
-CAPACITY = WORKERS / SERVICE_SECONDS
+WORKERS = 10
+SIGMA = 1.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How long the engine works on a call, on average and on one, and a caller waits, in seconds."""
+
+    mean: float
+    patience: float
+    draw: Callable[[random.Random], float]
+
+    @property
+    def capacity(self) -> float:
+        """Calls a second."""
+        return WORKERS / self.mean
+
+
+SHAPES = {
+    "fixed": Shape(0.05, 0.5, lambda _: 0.05),
+    "lognormal": Shape(0.05, 2.0, lambda draw: draw.lognormvariate(math.log(0.05) - SIGMA**2 / 2, SIGMA)),
+    "bimodal": Shape(0.0545, 2.0, lambda draw: 0.5 if draw.random() < 0.1 else 0.005),
+}
 
 
 class Engine:
     """Workers that take calls in the order they came, whether or not somebody still waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
+        self._shape, self._draw = shape, random.Random(2)
         self._free = asyncio.Semaphore(WORKERS)
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -43,7 +70,7 @@ class Engine:
 
     async def _work(self) -> None:
         async with self._free:
-            await asyncio.sleep(SERVICE_SECONDS)
+            await asyncio.sleep(self._shape.draw(self._draw))
 
 
 class Load:
@@ -69,15 +96,16 @@ class Load:
             self.seconds.append(time.monotonic() - began)
 
 
-async def run(mode: str, rate: float, seconds: float) -> Load:
-    """Make calls at a rate for so long, and wait for the last of them."""
+async def run(mode: str, shape: Shape, load_factor: float, seconds: float) -> Load:
+    """Make calls for so long, so many times the capacity, and wait for the last of them."""
+    rate = load_factor * shape.capacity
     config = ProductionConfig(
         load_shedding={"mode": mode},
         rate_limiting={"enabled": False},
         resources={"max_cpu_percent": 100},
         operations={
             "ask": OperationConfig(
-                timeout=PATIENCE_SECONDS, retry={"max_retries": 0}, circuit_breaker={"enabled": False}
+                timeout=shape.patience, retry={"max_retries": 0}, circuit_breaker={"enabled": False}
             )
         },
         alerting={"default_rules": False},
@@ -86,7 +114,7 @@ async def run(mode: str, rate: float, seconds: float) -> Load:
     )
     load, draw = Load(), random.Random(1)
     async with ProductionSystem(None, config) as system:
-        engine = Engine()
+        engine = Engine(shape)
         tasks: set[asyncio.Task[None]] = set()
         began = time.monotonic()
         sent = 0
@@ -107,11 +135,11 @@ def p99(load: Load) -> float:
     return sorted(load.seconds)[int(0.99 * (len(load.seconds) - 1))]
 
 
-def row(name: str, load: Load, seconds: float, unloaded: float) -> list[str]:
+def row(name: str, load: Load, shape: Shape, seconds: float, unloaded: float) -> list[str]:
     refused = {kind for (kind, admitted), count in load.by_criticality.items() if not admitted and count}
     return [
         name,
-        f"{load.outcomes['ok'] / seconds / CAPACITY:.2f}",
+        f"{load.outcomes['ok'] / seconds / shape.capacity:.2f}",
         f"{p99(load) * 1e3:.0f}",
         f"{p99(load) / unloaded:.2f}",
         str(sum(load.outcomes.values()) - load.outcomes["ok"]),
@@ -119,23 +147,31 @@ def row(name: str, load: Load, seconds: float, unloaded: float) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Print the table."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
-    print(f"{machine()}; {CAPACITY:.0f} calls/s is the engine's capacity; {seconds:g} s each\n")
-    calm = asyncio.run(run("off", CAPACITY / 2, seconds / 2))
-    shed = asyncio.run(run("on", 3 * CAPACITY, seconds))
-    unshed = asyncio.run(run("off", 3 * CAPACITY, seconds))
+def compare(name: str, seconds: float) -> None:
+    """Print the table of one shape, and how it compares with what is wanted."""
+    shape = SHAPES[name]
+    calm = asyncio.run(run("off", shape, 0.5, seconds / 2))
+    shed = asyncio.run(run("on", shape, 3, seconds))
     unloaded = p99(calm)
-    rows = [["", "useful / capacity", "p99 ms", "p99 x", "not answered", "refused were"]]
-    rows.append(row("half the capacity", calm, seconds / 2, unloaded))
-    rows.append(row("3 x capacity, shedding", shed, seconds, unloaded))
-    rows.append(row("3 x capacity, none", unshed, seconds, unloaded))
+    rows = [[name, "useful / capacity", "p99 ms", "p99 x", "not answered", "refused were"]]
+    rows.append(row("half the capacity", calm, shape, seconds / 2, unloaded))
+    rows.append(row("3 x capacity, shedding", shed, shape, seconds, unloaded))
+    if name == "fixed":
+        unshed = asyncio.run(run("off", shape, 3, seconds))
+        rows.append(row("3 x capacity, none", unshed, shape, seconds, unloaded))
     print(aligned(rows), "\n")
-    useful = shed.outcomes["ok"] / seconds / CAPACITY
+    useful = shed.outcomes["ok"] / seconds / shape.capacity
     print(verdict("useful answers / capacity", useful, 0.9, at_most=False))
     print(verdict("p99 of calls let in / unloaded", p99(shed) / unloaded, 3, at_most=True))
-    print(verdict("critical calls refused", shed.by_criticality["critical", False], 0, at_most=True))
+    print(verdict("critical calls refused", shed.by_criticality["critical", False], 0, at_most=True), "\n")
+
+
+def main() -> None:
+    """Print the tables."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+    print(f"{machine()}; {seconds:g} s each\n")
+    for name in SHAPES:
+        compare(name, seconds)
 
 
 if __name__ == "__main__":

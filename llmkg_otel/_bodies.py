@@ -34,7 +34,7 @@ def is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awa
 def check_sync(
     operation: str, body: Callable[[], object], ladder: Mapping[str, Callable[[], object]]
 ) -> None:
-    """Raise InvalidInputError for what cannot run in a thread: also for a rung that no call may ever need."""
+    """Raise InvalidInputError for what is not sync: a rung too, before there is a call that needs it."""
     if is_async(body):
         raise InvalidInputError(f"{operation}: an async operation needs `await execute_protected_operation`")
     for name, rung in ladder.items():

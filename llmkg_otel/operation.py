@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmkg_otel.config import ProductionConfig
     from llmkg_otel.events import Observer
     from llmkg_otel.limiting.rates import RateLimits
+    from llmkg_otel.limiting.shedding import LoadShedding
     from llmkg_otel.recovery.budget import RetryBudget
     from llmkg_otel.recovery.fleet import Fleet
 
@@ -59,6 +61,7 @@ class Operation:
         budget: RetryBudget,
         observer: Observer,
         share: Share | None,
+        shedding: LoadShedding | None,
     ) -> None:
         self.name = name
         self.breaker = CircuitBreaker(name, config.circuit_breaker or defaults.circuit_breaker, observer)
@@ -74,8 +77,9 @@ class Operation:
         self.levels = rates.levels(name, rules_of(config.rate_limit))
         self.bulkhead: PermitPool | None = None
         self.pools: tuple[PermitPool, ...] = (permits,)
-        self.pools_within: tuple[PermitPool, ...] = ()
+        self._bulkhead: PermitPool | None = None  # kept while it is off: calls may still hold its permits
         self._permits = permits
+        self._shedding = shedding
         self._rates = rates
         self._observer = observer
         self.configure(config, defaults)
@@ -93,6 +97,17 @@ class Operation:
         self.levels_within = self.levels.within(self.name) if rules else None
         self._resize_bulkhead(config.max_concurrent, defaults.resources.max_queued_operations)
 
+    def pools_within(self, call: Call) -> tuple[PermitPool, ...]:
+        """Return the pools that a call within a call needs a permit of: what one around it has will do."""
+        return () if self.bulkhead is None or self._is_around(call) else (self.bulkhead,)
+
+    def _is_around(self, call: Call) -> bool:
+        """Say whether a call is made within another one of this operation, however deep."""
+        around = call.parent
+        while around is not None and not (around.operation == self.name and not around.ended):
+            around = around.parent
+        return around is not None
+
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
         if not (call.threads and call.left_a_thread):
@@ -108,14 +123,17 @@ class Operation:
 
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
         if limit is None:
+            if self.bulkhead is not None:
+                self.bulkhead.resize(sys.maxsize)  # who waits for it is let in
             self.bulkhead = None
-            self.pools_within = ()
-        elif self.bulkhead is None:
-            self.bulkhead = PermitPool(self.name, limit, max_queued, self._observer)
-            self.pools_within = (self.bulkhead,)
         else:
-            self.bulkhead.resize(limit)
-        self.pools = (*self.pools_within, self._permits)
+            if self._bulkhead is None:
+                self._bulkhead = PermitPool(
+                    self.name, limit, max_queued, self._observer, shedding=self._shedding, adaptive=False
+                )
+            self._bulkhead.resize(limit)
+            self.bulkhead = self._bulkhead
+        self.pools = (self._permits,) if self.bulkhead is None else (self.bulkhead, self._permits)
 
 
 def _release(pools: tuple[PermitPool, ...]) -> None:
@@ -146,6 +164,7 @@ class Operations:
         budget: RetryBudget,
         observer: Observer,
         share: Share | None = None,
+        shedding: LoadShedding | None = None,
     ) -> None:
         self._config = config
         self._permits = permits
@@ -153,6 +172,7 @@ class Operations:
         self._budget = budget
         self._observer = observer
         self._share = share
+        self._shedding = shedding
         self._lock = threading.Lock()
         self._by_name: dict[str, Operation] = {}
         for name, operation_config in config.operations.items():
@@ -209,5 +229,6 @@ class Operations:
                     budget=self._budget,
                     observer=self._observer,
                     share=self._share,
+                    shedding=self._shedding,
                 )
             return self._by_name[name]

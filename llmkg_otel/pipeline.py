@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
     from llmkg_otel.events import CallObserver
+    from llmkg_otel.limiting.adaptive import Began
     from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.rates import RateLimits
     from llmkg_otel.limiting.resources import Resources
@@ -64,6 +65,7 @@ class Pipeline:
         shedding: LoadShedding | None,
         max_wait: float,
         observer: CallObserver,
+        times_attempts: bool,
     ) -> None:
         self._calls = calls
         self._rates = rates
@@ -72,6 +74,7 @@ class Pipeline:
         self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
+        self._times_attempts = times_attempts
         self._watches = Watches(self._tell_of_late)
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
@@ -91,7 +94,7 @@ class Pipeline:
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools_within if call.nested else op.pools, 0
+            pools, held = op.pools_within(call) if call.nested else op.pools, 0
             try:
                 levels = op.levels_within if call.nested else op.levels
                 if levels is not None:
@@ -137,7 +140,7 @@ class Pipeline:
         self._observer.call_started(call)
         try:
             self._calls.enter(call)
-            pools, held = op.pools_within if call.nested else op.pools, 0
+            pools, held = op.pools_within(call) if call.nested else op.pools, 0
             try:
                 levels = op.levels_within if call.nested else op.levels
                 if levels is not None:
@@ -239,6 +242,7 @@ class Pipeline:
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
         cancelling = task.cancelling()
+        began = None if self._shedding is None else self._begin(call, self._shedding)
         watch.start(call, started + seconds)
         try:
             result = await body()
@@ -247,6 +251,7 @@ class Pipeline:
             cancelled = isinstance(raised, asyncio.CancelledError) and task.cancelling() <= cancelling
             other = _made_of(op, call, seconds, late=late) if cancelled else None
             self._report(op, call, ticket, other or raised, started, cut_after=seconds if late else 0.0)
+            self._learn(op, began, counts=isinstance(other, OperationTimeoutError) and not call.hurried)
             if span is not None:
                 self._observer.attempt_ended(span, other or raised)
             if other is None:
@@ -258,9 +263,9 @@ class Pipeline:
         if watch.stop(call):
             task.uncancel()
             self._tell_of_late(call, returned=True)
-        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
-        if self._shedding is not None:
-            self._learn(op, call, started)
+        self._succeeded(op, call, ticket, started)
+        if began is not None:
+            self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
@@ -271,6 +276,7 @@ class Pipeline:
         ticket = op.breaker.door or op.breaker.admit_sync()
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None
+        began = None if self._shedding is None else self._begin(call, self._shedding)
         started = time.monotonic()
         try:
             result = synchronous(op.name, body())
@@ -278,19 +284,25 @@ class Pipeline:
             # No task runs in here that somebody could have cancelled.
             own = EngineCancelledError(op.name) if isinstance(raised, asyncio.CancelledError) else None
             self._report(op, call, ticket, own or raised, started)
+            self._learn(op, began, counts=False)
             self._tell_if_late(op, started)
             if span is not None:
                 self._observer.attempt_ended(span, own or raised)
             if own is None:
                 raise
             raise own from raised
-        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         self._tell_if_late(op, started)
-        if self._shedding is not None:
-            self._learn(op, call, started)
+        self._succeeded(op, call, ticket, started)
+        if began is not None:
+            self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
+
+    def _succeeded(self, op: Operation, call: Call, ticket: Ticket, started: float) -> None:
+        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        if self._times_attempts:
+            self._observer.attempt_timed(call, time.monotonic() - started, None)
 
     def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
         """Report a call that goes on, or has gone on, after its attempt was cancelled."""
@@ -301,10 +313,14 @@ class Pipeline:
         if (seconds := time.monotonic() - started) > op.attempt_timeout:
             self._observer.on_event(TimeLimitIgnored(op.name, seconds, returned=True))
 
-    def _learn(self, op: Operation, call: Call, started: float) -> None:
-        """Let load shedding know how long the engine took; a call within a call is part of its time."""
-        if self._shedding is not None and not (call.nested or call.hurried):
-            self._shedding.finished(op.name, time.monotonic() - started, self._permits)
+    def _begin(self, call: Call, shedding: LoadShedding) -> Began | None:
+        """Let load shedding know that the engine is called; a call within a call is part of its time."""
+        return None if call.nested else shedding.begin(self._permits)
+
+    def _learn(self, op: Operation, began: Began | None, *, counts: bool) -> None:
+        """Let load shedding know that the engine is done, and whether that says how fast it is."""
+        if began is not None and self._shedding is not None:
+            self._shedding.end(began, op.name, self._permits, counts=counts)
 
     def _report(
         self,
@@ -318,16 +334,14 @@ class Pipeline:
     ) -> None:
         """Let the breaker know of a failed attempt, which was cancelled after some seconds (0: was not)."""
         call.attempt_seconds = time.monotonic() - started
-        blames = self._blames_engine(error, call)
+        if self._times_attempts:
+            self._observer.attempt_timed(call, call.attempt_seconds, error)
         if cut_after:
             # Waits of ours, for a permit or before a retry, are no fault of the engine's either.
             call.hurried = cut_after < op.breaker.patience(min(op.attempt_timeout, op.timeout))
-            blames = not call.hurried and self._blames_engine(error, call)
-            if isinstance(error, OperationTimeoutError):
-                self._learn(op, call, started)
-            else:
+            if not isinstance(error, OperationTimeoutError):
                 self._tell_of_late(call, returned=True)
-        if blames:
+        if self._blames_engine(error, call) and not (cut_after and call.hurried):
             op.breaker.failed(ticket, cast("Exception", error), started=started)
         else:
             op.breaker.ignored(ticket)

@@ -43,6 +43,7 @@ class Policies:
             budget=self.retry_budget,
             observer=observer,
             share=None if self.shared_circuits is None else self.shared_circuits.join,
+            shedding=self.load_shedding,
         )
         self.pipeline = Pipeline(
             calls=self.calls,
@@ -52,4 +53,5 @@ class Policies:
             shedding=self.load_shedding,
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
+            times_attempts=config.monitoring.enable_performance_tracking,
         )

@@ -8,6 +8,7 @@ import random as randomness
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,8 @@ class HealthMonitor:
     def _schedule(self, name: str, component: _Component) -> None:
         idle = component.schedule is None or component.schedule.done()
         if idle and self._loop is not None and self._components.get(name) is component:
-            component.schedule = asyncio.create_task(self._repeat(name, component))
+            # A context of its own: the span that the system was started in is not what its checks belong to.
+            component.schedule = asyncio.create_task(self._repeat(name, component), context=Context())
 
     async def _repeat(self, name: str, component: _Component) -> None:
         while True:

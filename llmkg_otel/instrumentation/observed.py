@@ -151,9 +151,13 @@ class Observation:
 
     def count(self, result: object) -> None:
         """Note how many rows a result has, if the method says where they are."""
-        if (where := self.observed.how.rows) is not None:
+        if (where := self.observed.how.rows) is None:
+            return
+        try:
             rows = result if where == "self" else getattr(result, where, None)
             self.rows = len(rows) if isinstance(rows, Sized) else None
+        except Exception:  # noqa: BLE001 - whatever a result does when it is measured, its caller gets it
+            _failed()
 
     def end(self, error: BaseException | None = None) -> None:
         """Record the duration and end the span; only the first time counts."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.call import current_call
 from llmkg_otel.config import OperationConfig, ProductionConfig
+from llmkg_otel.errors import EngineCancelledError
 from llmkg_otel.instrumentation.defaults import completed, unlimited
 from llmkg_otel.shutdown.budget import longest_shutdown
 from llmkg_otel.system import ProductionSystem
@@ -64,16 +65,22 @@ class Protection:
         if self._over or _protected():
             return await body()
         system = (self._running or self._start()).system
-        return await system.execute_protected_operation(operation, body, enrich_current_span=True)
+        try:
+            return await system.execute_protected_operation(operation, body, enrich_current_span=True)
+        except EngineCancelledError as own:
+            raise _as_it_was(own) from None
 
     def run_sync(self, operation: str, body: Callable[[], Any]) -> Any:
         """Run a sync call in the calling thread; one that returns an awaitable is over when it does."""
         if self._over or _protected():
             return body()
         system = (self._running or self._start()).system
-        return system.execute_protected_operation_sync(
-            operation, lambda: (body(),), enrich_current_span=True
-        )[0]
+        try:
+            return system.execute_protected_operation_sync(
+                operation, lambda: (body(),), enrich_current_span=True
+            )[0]
+        except EngineCancelledError as own:
+            raise _as_it_was(own) from None
 
     def stop(self) -> None:
         """Shut the system down in the background; calls that come later just run."""
@@ -121,8 +128,12 @@ class _Running:
             self._loop.call_soon_threadsafe(function)
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except RuntimeError:  # Python 3.12 starts no threads at exit, where a start may still be going on
+            if threading.main_thread().is_alive():
+                raise
 
     async def _serve(self) -> None:
         async with self.system:
@@ -154,3 +165,8 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+
+def _as_it_was(error: EngineCancelledError) -> BaseException:
+    """Return what the engine raised: its caller knows nothing of this layer, and may wait for just that."""
+    return error.__cause__ or error

@@ -59,7 +59,7 @@ def _top_level(name: str) -> ModuleSpec | None:
 
 
 def _own_directories() -> list[str]:
-    """Return what the interpreter is about to put on the path: where the program is, or where it began."""
+    """Return what may be put on the path yet: where the program is, and where it was begun."""
     script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "."
     return [str(Path(script).absolute().parent), str(Path.cwd())]
 
@@ -89,7 +89,8 @@ def operations_of(
         return found, None if found else none
     if not required:
         return {name: how for name, how in profile.methods.items() if name in vars(engine_class)}, None
-    missing = [name for name in profile.methods if not callable(getattr(engine_class, name, None))]
+    static = {name: inspect.getattr_static(engine_class, name, None) for name in profile.methods}
+    missing = [name for name, value in static.items() if not _is_method(value)]
     there = {name: how for name, how in profile.methods.items() if name not in missing}
     if not missing:
         return there, None
@@ -103,12 +104,12 @@ def public_methods(engine_class: type) -> list[str]:
     names: dict[str, Any] = {}
     for each in reversed(engine_class.__mro__[:-1]):
         names |= vars(each)
-    bound = (staticmethod, classmethod, property, type)
-    return [
-        name
-        for name, value in names.items()
-        if not name.startswith("_") and callable(value) and not isinstance(value, bound)
-    ]
+    return [name for name, value in names.items() if not name.startswith("_") and _is_method(value)]
+
+
+def _is_method(value: object) -> bool:
+    """Say whether it is called on an instance: static and class methods are not, nor properties."""
+    return callable(value) and not isinstance(value, staticmethod | classmethod | property | type)
 
 
 def _told(where: str, wrong: str, there: Iterable[str]) -> str:

@@ -25,8 +25,10 @@ class PermitPool:
 
     Tasks and threads share one pool. A permit that comes free goes straight to the first in the queue,
     so newcomers cannot overtake; with `shedding` the more important ones can, and in an overload the
-    newest (see WaitQueue). Pair each acquisition with exactly one `release`; a call that is cancelled
-    while it waits holds nothing. Emits PermitWaited for calls that had to wait.
+    newest (see WaitQueue). `shedding` also sets the limit, unless the pool is not `adaptive`. Pair each
+    acquisition with exactly one `release`; a call that is cancelled while it waits holds nothing.
+
+    Emits PermitWaited for calls that had to wait.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class PermitPool:
         clock: Callable[[], float] = time.monotonic,
         *,
         shedding: LoadShedding | None = None,
+        adaptive: bool = True,
     ) -> None:
         self.name = name
         self.limit = limit
@@ -46,9 +49,9 @@ class PermitPool:
         self._observer = observer
         self._clock = clock
         self._lock = threading.Lock()
-        self._shedding = shedding
+        self._shedding = shedding if adaptive else None
         self._refusing = shedding if shedding is not None and shedding.config.mode == "on" else None
-        if self._refusing is not None:
+        if adaptive and self._refusing is not None:
             self.limit = self._refusing.limit
         self._queue = WaitQueue(shedding.config if shedding is not None else None, clock)
 

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
-from llmkg_otel.errors import ConfigurationError, ShuttingDownError
+from llmkg_otel.errors import ConfigurationError, OverloadedError, ShuttingDownError
 from llmkg_otel.events import (
     ConnectionCreated,
     ConnectionUsed,
@@ -44,9 +45,10 @@ class ConnectionPool(Generic[C]):
 
     `connect` makes one; `close` ends one; `check`, if given, says of one that has been idle whether it
     still works, and one that does not is replaced. Each may be async or sync, sync ones must not block.
-    A call waits `acquire_timeout` seconds at most for a connection, then gets OverloadedError. What has
-    been idle for `idle_timeout` seconds is closed. Whatever a borrower does, also being cancelled, the
-    connection comes back; one whose borrower failed is closed, for nobody knows its state.
+    A call waits `acquire_timeout` seconds at most for a connection, checked or made anew, then gets
+    OverloadedError; a `connect` or `check` that has not ended by then is cancelled. What has been idle for
+    `idle_timeout` seconds is closed. Whatever a borrower does, also being cancelled, the connection comes
+    back; one whose borrower failed is closed, for nobody knows its state.
 
     Emits ConnectionCreated, ConnectionWaited (for those that had to) and ConnectionUsed.
     Source of the metrics: OpenTelemetry semantic conventions, `db.client.connection.*`.
@@ -67,13 +69,7 @@ class ConnectionPool(Generic[C]):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        for option, value in (
-            ("max_size", max_size),
-            ("acquire_timeout", acquire_timeout),
-            ("idle_timeout", idle_timeout),
-        ):
-            if not value > 0:
-                raise ConfigurationError(f"connection pool {name!r}: {option} = {value!r}: should be above 0")
+        _check_sizes(name, max_size, acquire_timeout=acquire_timeout, idle_timeout=idle_timeout)
         self.name = name
         self.max_size = max_size
         self._connect, self._close, self._check = connect, close, check
@@ -114,10 +110,11 @@ class ConnectionPool(Generic[C]):
         """
         if self._closed:
             raise self._gone()
+        deadline = asyncio.get_running_loop().time() + self._acquire_timeout
         if not self._permits.try_acquire():
             await self._permits.acquire(self.name, self._acquire_timeout)
         try:
-            connection = await self._idle_or_new()
+            connection = await self._idle_or_new_by(deadline)
             began, kept = self._clock(), False
             try:
                 yield connection
@@ -139,6 +136,21 @@ class ConnectionPool(Generic[C]):
         while self._idle:
             await self._end(self._idle.pop()[0])
 
+    async def _idle_or_new_by(self, deadline: float) -> C:
+        try:
+            async with asyncio.timeout_at(deadline) as bound:
+                return await self._idle_or_new()
+        except TimeoutError:
+            if not bound.expired():
+                raise  # it is what `connect` raised
+            raise OverloadedError(
+                f"{self.name}: no connection could be made or checked within {self._acquire_timeout:g} s",
+                operation=self.name,
+                scope=self.name,
+                limit=f"{self.max_size} connections",
+                retry_after=self._acquire_timeout,
+            ) from None
+
     async def _idle_or_new(self) -> C:
         while self._idle and not self._closed:
             connection, _ = self._idle.pop()  # the newest: the others grow old enough to be closed
@@ -147,11 +159,12 @@ class ConnectionPool(Generic[C]):
                 works = self._check is None or bool(await _awaited(self._check(connection)))
             except Exception:  # noqa: BLE001 - one that cannot be checked does not work
                 works = False
-            finally:
-                if not works:
-                    await self._end(connection)
+            except BaseException:
+                self._begin_end(connection)
+                raise
             if works:
                 return connection
+            await self._end(connection)
         if self._closed:
             raise self._gone()
         began = self._clock()
@@ -175,10 +188,13 @@ class ConnectionPool(Generic[C]):
 
     async def _end(self, connection: C) -> None:
         """Close a connection; also if the one who closes it is cancelled meanwhile."""
+        await asyncio.shield(self._begin_end(connection))
+
+    def _begin_end(self, connection: C) -> asyncio.Future[None]:
         ending = asyncio.ensure_future(self._close_one(connection))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
-        await asyncio.shield(ending)
+        return ending
 
     async def _close_one(self, connection: C) -> None:
         try:
@@ -190,6 +206,16 @@ class ConnectionPool(Generic[C]):
         return ShuttingDownError(
             f"{self.name}: the connection pool is closed", operation=self.name, scope="connection_pool"
         )
+
+
+def _check_sizes(name: str, max_size: object, **seconds: object) -> None:
+    """Raise ConfigurationError for what cannot bound a pool."""
+    where = f"connection pool {name!r}"
+    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+        raise ConfigurationError(f"{where}: max_size = {max_size!r}: should be a whole number from 1")
+    for option, value in seconds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ConfigurationError(f"{where}: {option} = {value!r}: should be a number of seconds above 0")
 
 
 async def _awaited(answer: Any) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from llmkg_otel.config import LoadSheddingConfig
+    from llmkg_otel.limiting.adaptive import Began
     from llmkg_otel.limiting.permits import PermitPool
     from llmkg_otel.limiting.waiting import Criticality
 
@@ -40,7 +41,9 @@ class LoadShedding:
         self.config = config
         self._observer = observer
         self._lock = threading.Lock()
-        self._limit = AdaptiveLimit(min(config.min_concurrent_operations, maximum), maximum, clock)
+        self._limit = AdaptiveLimit(
+            min(config.min_concurrent_operations, maximum), maximum, clock, may_relieve=config.mode == "on"
+        )
         self._told = self._limit.limit
         self._counts: Counter[tuple[str, str, Criticality]] = Counter()
 
@@ -67,16 +70,21 @@ class LoadShedding:
         with self._lock:
             self._counts["shed", reason, criticality] += 1
 
-    def finished(self, operation: str, seconds: float, pool: PermitPool) -> None:
-        """Learn from a call that was in the engine for `seconds`, and resize the pool by it."""
+    def begin(self, pool: PermitPool) -> Began:
+        """Take note of a call that begins in the engine; pair it with `end`."""
         with self._lock:
-            before = self._limit.limit
-            self._limit.sample(operation, seconds, pool.usage)
-            limit = self._limit.limit
+            return self._limit.begin(pool.usage)
+
+    def end(self, began: Began, operation: str, pool: PermitPool, *, counts: bool) -> None:
+        """Learn from a call that has ended, unless it counts for nothing, and resize the pool by it."""
+        with self._lock:
+            before = self._limit.permits
+            self._limit.end(began, operation, counts=counts)
+            permits, limit = self._limit.permits, self._limit.limit
             told, moved = self._told, abs(limit - self._told) > TOLD_AT * self._told
             if moved:
                 self._told = limit
-        if limit != before and self.config.mode == "on":
-            pool.resize(limit)
+        if permits != before and self.config.mode == "on":
+            pool.resize(permits)
         if moved:
             self._observer.on_event(SheddingLimitChanged(told, limit))

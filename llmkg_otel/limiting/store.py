@@ -167,6 +167,8 @@ class RateStore:
             async with asyncio.timeout(STORE_SECONDS):
                 await asyncio.gather(*others, return_exceptions=True)
                 await self._client.aclose()
+                for sentinel in _sentinels(self._client):
+                    await sentinel.aclose()
         while self._queue:
             self._queue.popleft().tell(None)
 
@@ -184,6 +186,12 @@ class RateStore:
                     await self._client.ping()
                 self.down = False
                 _log.warning("the store of the rate limits answers again")
+
+
+def _sentinels(client: Any) -> Sequence[Any]:
+    """Return the clients that ask sentinels where the server is: closing its own does not close them."""
+    pool = getattr(client, "connection_pool", None)  # a cluster's client has none
+    return getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
 
 
 _SCRIPTS: tuple[Script, ...] = ("decide", "lease")

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
@@ -131,7 +132,8 @@ class ProbeThread:
     def stop(self) -> None:
         """Accept no more; the listener is of no use afterwards."""
         self._stopping = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closing does not
+        with suppress(OSError):  # where a listener cannot be shut down
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closing does not
         self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:

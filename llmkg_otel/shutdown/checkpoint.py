@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -90,7 +91,8 @@ class Checkpoints:
     def start(self) -> None:
         """Begin to save at the configured interval, first when it is over."""
         if self._config.interval_seconds is not None:
-            self._schedule = asyncio.create_task(self._repeat(self._config.interval_seconds))
+            repeating = self._repeat(self._config.interval_seconds)
+            self._schedule = asyncio.create_task(repeating, context=Context())  # in nobody's span
 
     async def save(self) -> Path:
         """Save a checkpoint and return its directory; waits for one that is being saved already.

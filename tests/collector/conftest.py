@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NEED_IT = ("tests/collector/", "tests/dashboards/test_data.py")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move to the end whatever needs the Collector."""
-    items.sort(key=lambda item: "tests/collector/" in item.nodeid or "test_data" in item.nodeid)
+    items.sort(key=lambda item: item.nodeid.startswith(NEED_IT))
 
 
 @pytest.fixture(scope="session")

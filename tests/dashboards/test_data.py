@@ -81,7 +81,6 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     if program is None:
         pytest.skip("prometheus is not installed")
     directory = tmp_path_factory.mktemp("trouble")
-    mcp_port, ops_port, port = spare_ports(3)
     with OtlpReceiver() as backend:
         binary = collector_binary()
         gateway = Collector(
@@ -90,9 +89,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             ("gateway.yaml",),
             {"COLLECTOR_UPSTREAM": f"{backend.endpoint}/nowhere"},
         )  # the gateway loses all
-        agent = Collector(binary, directory / "agent", ("agent.yaml",), {"COLLECTOR_UPSTREAM": gateway.grpc})
         gateway.start()
+        agent = Collector(binary, directory / "agent", ("agent.yaml",), {"COLLECTOR_UPSTREAM": gateway.grpc})
         agent.start()
+        mcp_port, ops_port, port = spare_ports(3)
         targets = [f"127.0.0.1:{each}" for each in (ops_port, agent.ports[3], gateway.ports[3])]
         pushed = f"127.0.0.1:{agent.ports[4]}"  # has what a shutdown counts at its very end
         scraping = _start_prometheus(program, directory, port, {"llmkg": targets, "collected": [pushed]})

@@ -45,6 +45,13 @@ def test_a_name_of_another_form_is_a_configuration_error(named: str) -> None:
         ProductionConfig(instrument=(named,))
 
 
+@pytest.mark.parametrize("name", ["make", "helper", "size"])
+def test_what_is_not_called_on_an_instance_is_no_method(name: str) -> None:
+    profile = Profile(name="store", classes=PROFILE.classes, methods={name: Method()})
+    with pytest.raises(ConfigurationError, match=f"Store has no method {name}"), instrumented(profile):
+        pass
+
+
 def test_a_method_that_is_not_there_is_an_error_that_names_those_there_are() -> None:
     profile = Profile(name="store", classes=PROFILE.classes, methods={"fetsh": Method()})
     message = r"Store has no method fetsh; did you mean fetch\? Store has: afetch, again"

@@ -262,6 +262,18 @@ def test_a_result_that_stands_for_a_failure_is_returned_and_told_of_as_one(
     assert told(telemetry) == [("status", "failure_returned", None)]
 
 
+def test_a_result_that_cannot_be_measured_still_arrives(telemetry: CapturedTelemetry) -> None:
+    class Odd(list[str]):
+        def __len__(self) -> int:
+            raise OSError("not now")
+
+    odd = Odd()
+    store = Store()
+    store.wrap = lambda _rows: odd
+    assert store.fetch("k") is odd
+    assert told(telemetry) == [("fetch", None, None)]
+
+
 def test_a_subclass_is_told_of_where_it_calls_the_class(telemetry: CapturedTelemetry) -> None:
     assert Loud().fetch("k") == ["k", "!"]
     assert Loud().again("k") == ["k", "!"]

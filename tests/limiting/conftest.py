@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from limiting.redis_server import SERVER, RedisServer
 from limiting.sharing import SLOW, Make
+from support.redis import RedisServer
 
 from llmkg_otel.config import RateLimitConfig
 from llmkg_otel.limiting import store as store_module
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if SERVER is None:
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server = RedisServer(directory=tmp_path_factory.mktemp("redis"))
     yield server
     server.kill()
-    server.client.close()
 
 
 @pytest.fixture

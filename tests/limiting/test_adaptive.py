@@ -1,99 +1,111 @@
-"""The limit that follows an engine: found from above and below, kept while nothing is learnt."""
+"""The limit that follows an engine: simulated engines of many shapes, below and above what they can do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support.overload import SHAPES, Simulation
 
-from llmkg_otel.limiting.adaptive import MEASURE_EVERY_SECONDS, WINDOW_CALLS, WINDOW_SECONDS, AdaptiveLimit
+from llmkg_otel.limiting.adaptive import FIRST_LIMIT, AdaptiveLimit, Began
 from llmkg_otel.testing import FakeClock
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+WARM_CALLS, CALLS = 4000, 5000
+"""What an engine at full work does before it is looked at, and while."""
 
-SERVICE_SECONDS = 0.05
-
-
-def seconds_of(capacity: int, in_flight: int) -> float:
-    """Return how long a call takes in an engine that works on so many at once and queues the others."""
-    return SERVICE_SECONDS * max(1.0, in_flight / capacity)
+engines = st.tuples(st.sampled_from(sorted(SHAPES)), st.integers(2, 20), st.integers(0, 2**32))
 
 
-def drive(
-    limit: AdaptiveLimit, clock: FakeClock, seconds: float, demand: int, takes: Callable[[int], float]
-) -> list[int]:
-    """Complete calls, as many at once as limit and demand allow, for so long; return the limits seen."""
-    end, seen = clock() + seconds, []
-    while clock() < end:
-        in_flight = min(limit.limit, demand)
-        each = takes(in_flight)
-        clock.advance(each / in_flight)
-        limit.sample("ask", each, in_flight)
-        seen.append(limit.limit)
-    return seen
+simulations = settings(max_examples=8, deadline=None, phases=[Phase.generate])  # the others trace, or repeat
 
 
-@pytest.mark.parametrize("capacity", [4, 10, 40, 150])
-def test_an_overload_leaves_a_queue_in_the_engine_but_not_a_long_one(capacity: int) -> None:
-    clock = FakeClock()
-    limit = AdaptiveLimit(2, 1000, clock)
-    drive(limit, clock, 20, 10_000, lambda n: seconds_of(capacity, n))
-    settled = drive(limit, clock, 25, 10_000, lambda n: seconds_of(capacity, n))
-    assert sum(each >= capacity for each in settled) > 0.9 * len(settled)
-    assert max(settled) <= 2 * capacity + 4
+def simulated(name: str, workers: int, load: float, seed: int, **options: object) -> Simulation:
+    shape = SHAPES[name]
+    call = shape.mean / workers
+    simulation = Simulation(shape, workers, load, seed, warm=WARM_CALLS * call, **options)  # type: ignore[arg-type]
+    return simulation.run((WARM_CALLS + CALLS) * call)
 
 
-def test_an_engine_that_grows_slower_for_good_is_found_out_and_one_that_recovers_too() -> None:
-    clock = FakeClock()
-    limit = AdaptiveLimit(2, 1000, clock)
-    drive(limit, clock, 60, 10_000, lambda n: seconds_of(20, n))
-    assert 20 <= limit.limit <= 44
-    drive(limit, clock, 60, 10_000, lambda n: seconds_of(5, n))
-    assert 4 <= limit.limit <= 16
-    drive(limit, clock, 120, 10_000, lambda n: seconds_of(20, n))
-    assert 18 <= limit.limit <= 44
+@simulations
+@given(engines)
+def test_overloaded_an_engine_stays_busy_behind_a_limit_not_far_above_its_workers(
+    engine: tuple[str, int, int],
+) -> None:
+    name, workers, seed = engine
+    simulation = simulated(name, workers, 3.0, seed)
+    assert simulation.share_worked() >= 0.85
+    assert 0.8 * workers <= simulation.mean_limit() <= 3 * workers + 8
 
 
-def test_while_little_is_asked_the_limit_stays() -> None:
-    clock = FakeClock()
-    limit = AdaptiveLimit(2, 1000, clock)
-    drive(limit, clock, 1, 3, lambda _: SERVICE_SECONDS)
-    assert set(drive(limit, clock, 100, 3, lambda _: SERVICE_SECONDS)) == {20}
+@simulations
+@given(engines.filter(lambda engine: engine[0] != "cache hits and slow calls" and engine[1] >= 4))
+def test_at_half_of_what_an_engine_can_do_nothing_is_shed(engine: tuple[str, int, int]) -> None:
+    name, workers, seed = engine
+    assert simulated(name, workers, 0.5, seed).share_shed() <= 0.002
 
 
-def test_so_often_a_window_is_run_well_below_the_limit_to_measure_anew() -> None:
-    clock = FakeClock()
-    limit = AdaptiveLimit(2, 1000, clock)
-    seen = drive(limit, clock, MEASURE_EVERY_SECONDS * 1.5, 10_000, lambda n: seconds_of(10, n))
-    low = [each for each in seen[WINDOW_CALLS * 20 :] if each < 0.6 * max(seen)]
-    assert WINDOW_CALLS <= len(low) < 0.05 * len(seen)
+@pytest.mark.parametrize("workers", [8, 16])
+def test_where_one_call_in_ten_takes_a_hundred_times_as_long_hardly_anything_is_shed_at_half(
+    workers: int,
+) -> None:
+    assert simulated("cache hits and slow calls", workers, 0.5, 1).share_shed() <= 0.03
 
 
-def test_calls_that_began_before_the_measurement_say_nothing_of_it() -> None:
-    clock = FakeClock()
-    limit = AdaptiveLimit(2, 1000, clock)
-    clock.advance(WINDOW_SECONDS)
-    assert not any(limit.sample("ask", 10.0, 5) for _ in range(5 * WINDOW_CALLS))
-    assert any(limit.sample("ask", 0.05, 5) for _ in range(2 * WINDOW_CALLS))
+@pytest.mark.parametrize("name", ["fixed", "lognormal 1.0"])
+def test_the_limit_finds_back_to_an_engine_that_grew_slower_and_to_one_that_recovered(name: str) -> None:
+    third = 100.0
+    simulation = Simulation(
+        SHAPES[name], 10, 3.0, 1, slower=lambda now: 2.0 if third <= now < 2 * third else 1.0
+    ).run(3 * third)
+    for end in (third, 2 * third, 3 * third):
+        seen = [limit for when, limit in simulation.limits if end - third / 3 < when <= end]
+        assert 10 <= sum(seen) / len(seen) <= 20
+
+
+def test_failures_that_come_early_do_not_lower_the_limit() -> None:
+    assert simulated("fixed", 10, 3.0, 1, failures=0.7).mean_limit() >= 11
+
+
+@pytest.mark.parametrize("name", ["fixed", "slow"])
+def test_an_engine_that_is_always_busy_is_measured_for_a_small_share_of_the_time(name: str) -> None:
+    simulation = simulated(name, 10, 3.0, 1)
+    assert simulation.share_worked() >= 0.97
+
+
+def test_a_shadow_is_never_relieved_and_finds_the_same_limit_where_load_comes_and_goes() -> None:
+    for mode in ("on", "shadow"):
+        simulation = Simulation(SHAPES["fixed"], 10, 0.7, 1, mode=mode)
+        simulation.slower = lambda now: 1.0 if now % 40 < 30 else 1.6
+        simulation.run(200)
+        assert mode == "on" or simulation.pool.limit == 1000
+        assert 10 <= simulation.mean_limit(100) <= 24
+
+
+def test_a_call_that_never_ends_does_not_keep_the_limit_from_being_measured() -> None:
+    simulation = Simulation(SHAPES["fixed"], 10, 3.0, 1, warm=40)
+    simulation.shedding.begin(simulation.pool)
+    assert 10 <= simulation.run(80).mean_limit() <= 16
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abc"), st.floats(0, 1e4), st.integers(0, 2000), st.floats(0, 5)),
+        st.tuples(st.sampled_from("abc"), st.integers(1, 2000), st.floats(0, 1e4), st.booleans()),
         max_size=300,
     ),
     st.integers(1, 50),
     st.integers(50, 500),
 )
 def test_the_limit_never_leaves_its_bounds(
-    samples: list[tuple[str, float, int, float]], minimum: int, maximum: int
+    calls: list[tuple[str, int, float, bool]], minimum: int, maximum: int
 ) -> None:
     clock = FakeClock()
     limit = AdaptiveLimit(minimum, maximum, clock)
-    for operation, seconds, in_flight, pause in samples:
+    running: list[tuple[Began, str, bool]] = []
+    assert limit.limit == min(maximum, max(minimum, FIRST_LIMIT))
+    for operation, in_flight, pause, counts in calls:
+        running.append((limit.begin(in_flight), operation, counts))
         clock.advance(pause)
-        limit.sample(operation, seconds, in_flight)
-        assert minimum <= limit.limit <= maximum
+        if len(running) > 3:
+            ended, which, counted = running.pop(0)
+            limit.end(ended, which, counts=counted)
+        assert minimum <= limit.permits <= limit.limit <= maximum

@@ -15,7 +15,7 @@ from llmkg_otel.limiting.leases import Lease
 
 if TYPE_CHECKING:
     import pytest
-    from limiting.redis_server import RedisServer
+    from support.redis import RedisServer
 
     from llmkg_otel.limiting.rates import RateLimits
 

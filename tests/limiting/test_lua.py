@@ -18,7 +18,7 @@ from llmkg_otel.limiting.store import script_source
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limiting.redis_server import RedisServer
+    from support.redis import RedisServer
 
 STRATEGIES = ["token_bucket", "fixed_window", "moving_window", "sliding_window"]
 # Keys expire by the server's own clock: periods are longer than an example takes.

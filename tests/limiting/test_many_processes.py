@@ -13,7 +13,7 @@ import pytest
 from limiting.shared_worker import BURST, PER_SECOND, PROCESSES
 
 if TYPE_CHECKING:
-    from limiting.redis_server import RedisServer
+    from support.redis import RedisServer
 
 SECONDS = 3.0
 MOST = PER_SECOND * SECONDS + BURST

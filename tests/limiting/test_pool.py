@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -219,8 +220,71 @@ async def test_after_the_end_what_is_lent_is_closed_when_it_comes_back_and_nobod
     assert "graph: a connection could not be closed: OSError" in caplog.text
 
 
-@pytest.mark.parametrize("option", ["max_size", "acquire_timeout", "idle_timeout"])
-def test_an_option_that_cannot_work_is_named(option: str, backend: Backend) -> None:
+@pytest.mark.parametrize("hangs", ["connect", "check"])
+async def test_a_connection_that_hangs_when_made_or_checked_is_given_up_when_the_wait_is_over(
+    backend: Backend, hangs: str
+) -> None:
+    hung, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang(_number: int = 0) -> Any:
+        hung.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def close(number: int) -> None:
+        await backend.close(number)
+        await asyncio.Event().wait()  # a server that does not answer does not say goodbye either
+
+    pool: ConnectionPool[int] = ConnectionPool(
+        "graph",
+        hang if hangs == "connect" else backend.connect,
+        close=close,
+        check=hang,
+        max_size=1,
+        acquire_timeout=0.05,
+        observer=backend,
+    )
+    if hangs == "check":
+        async with pool.connection():
+            pass
+    with pytest.raises(OverloadedError, match="no connection could be made or checked") as caught:
+        await asyncio.wait_for(borrow(pool), 10)
+    assert caught.value.scope == "graph"
+    assert hung.is_set()
+    assert ended.is_set()
+    await settle()
+    assert (pool.used, pool.pending, backend.open) == (0, 0, set())
+
+
+async def borrow(pool: ConnectionPool[int]) -> int:
+    async with pool.connection() as connection:
+        return connection
+
+
+async def test_a_timeout_of_the_connection_itself_is_told_as_such(backend: Backend) -> None:
+    def connect() -> int:
+        raise TimeoutError("the server took too long")
+
+    pool = ConnectionPool("graph", connect, close=backend.close, observer=backend)
+    with pytest.raises(TimeoutError, match="the server took too long"):
+        await borrow(pool)
+    assert pool.used == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_size", value) for value in (0, -1, True, 2.5, float("inf"))]
+    + [
+        (option, value)
+        for option in ("acquire_timeout", "idle_timeout")
+        for value in (0, -1.0, True, float("inf"), float("nan"), "1")
+    ],
+)
+def test_an_option_that_cannot_work_is_named(option: str, value: object, backend: Backend) -> None:
     make: Callable[..., object] = backend.pool
-    with pytest.raises(ConfigurationError, match=f"'graph': {option} = 0: should be above 0"):
-        make(**{option: 0})
+    allowed = "a whole number from 1" if option == "max_size" else "a number of seconds above 0"
+    told = re.escape(f"'graph': {option} = {value!r}: should be {allowed}")
+    with pytest.raises(ConfigurationError, match=told):
+        make(**{option: value})

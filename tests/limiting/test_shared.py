@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from limiting.redis_server import RedisServer
 from limiting.sharing import MODES, Make, ask, ask_sync, rule, scopes
+from support.redis import RedisServer
 from support.servers import wait_until
 
 from llmkg_otel.config import OperationConfig, RateLimitConfig, RateLimitRule
@@ -17,7 +18,7 @@ from llmkg_otel.errors import ConfigurationError, InvalidInputError, RateLimited
 from llmkg_otel.limiting.rates import make_rate_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from llmkg_otel.limiting.plan import Levels
@@ -211,23 +212,35 @@ async def test_a_cost_above_the_local_share_takes_all_of_it(make: Make, redis_se
     assert scopes([await ask(rates, levels, cost=7) for _ in range(2)]) == ["", "global"]
 
 
+@contextmanager
+def served(scheme: str, redis_server: RedisServer, directory: Path) -> Iterator[str]:
+    """Give the URI of a store of that kind."""
+    if scheme == "valkey":
+        yield redis_server.uri.replace("redis", scheme)
+        return
+    options = {"unix": ["--unixsocket", f"{directory}/s"], "cluster": ["--cluster-enabled", "yes"]}
+    kind = scheme.partition("+")[2]
+    other = RedisServer(
+        *options.get(kind, []),
+        directory=directory,
+        sentinel_of=redis_server if kind == "sentinel" else None,
+    )
+    try:
+        if kind == "cluster":
+            other.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_until(lambda: _is_up(other), "the cluster")
+        address = f"127.0.0.1:{other.port}"
+        yield f"{scheme}://" + {"unix": f"{directory}/s", "sentinel": f"{address}/main"}.get(kind, address)
+    finally:
+        other.kill()
+
+
 @MODES
-@pytest.mark.parametrize("scheme", ["valkey", "redis+unix", "redis+cluster"])
+@pytest.mark.parametrize("scheme", ["valkey", "redis+unix", "redis+cluster", "redis+sentinel"])
 async def test_the_other_kinds_of_store_serve_as_well(
     make: Make, redis_server: RedisServer, tmp_path: Path, scheme: str, mode: str
 ) -> None:
-    uri, other = redis_server.uri.replace("redis", scheme), None
-    if scheme != "valkey":
-        path = str(tmp_path / "s")
-        options = ["--unixsocket", path] if scheme == "redis+unix" else ["--cluster-enabled", "yes"]
-        other = RedisServer(tmp_path, *options)
-        uri = f"redis+unix://{path}" if scheme == "redis+unix" else f"redis+cluster://127.0.0.1:{other.port}"
-        if scheme == "redis+cluster":
-            other.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            wait_until(
-                lambda: other.client.info("cluster")["cluster_enabled"] and _is_up(other), "the cluster"
-            )
-    try:
+    with served(scheme, redis_server, tmp_path) as uri:
         rates = make(
             burst=8, storage_uri=uri, storage_mode=mode, per_user=rule(2), on_store_failure="fail_closed"
         )
@@ -236,10 +249,6 @@ async def test_the_other_kinds_of_store_serve_as_well(
         assert scopes([await ask(rates, levels, "a") for _ in range(3)]) == ["", "", "user"]
         assert rates.store_state == "primary"
         rates.close()
-    finally:
-        if other is not None:
-            other.kill()
-            other.client.close()
 
 
 def _is_up(server: RedisServer) -> bool:

@@ -490,6 +490,19 @@ def test_a_probe_that_comes_too_late_for_one_call_is_the_next_ones(
     assert redis_server.client.hget("llmkg:circuit:search", "token") != b"0"
 
 
+def test_a_store_that_answers_too_late_is_told_of_as_slow(
+    make: Callable[..., Instance], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SLOW_SECONDS", 60)
+    one = make(recovery_timeout=1e-6)
+    one.fail()
+    wait_until(redis_server.client.keys, "the key")
+    redis_server.pause()
+    assert one.probe() is None
+    redis_server.resume()
+    one.is_in("slow")
+
+
 def test_a_process_without_word_in_time_refuses_and_sends_no_probe_of_its_own(
     make: Callable[..., Instance], monkeypatch: pytest.MonkeyPatch
 ) -> None:

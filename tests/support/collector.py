@@ -48,9 +48,14 @@ class Collector:
     ports: list[int] = field(default_factory=lambda: spare_ports(5))
 
     def __post_init__(self) -> None:
+        self._log = self.directory / "collector.log"
+        self._began = False
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def _environment(self) -> dict[str, str]:
         grpc, http, health, own, prometheus = self.ports
         addresses = {"GRPC": grpc, "HTTP": http, "HEALTH": health, "PROMETHEUS": prometheus}
-        self._environment = {
+        return {
             **os.environ,
             **QUICK,
             **{f"COLLECTOR_{name}": f"127.0.0.1:{port}" for name, port in addresses.items()},
@@ -58,8 +63,6 @@ class Collector:
             "COLLECTOR_STORAGE": str(self.directory / "storage"),
             **self.environment,
         }
-        self._log = self.directory / "collector.log"
-        self.directory.mkdir(parents=True, exist_ok=True)
 
     @property
     def grpc(self) -> str:
@@ -77,18 +80,34 @@ class Collector:
         return [part for name in self.configurations for part in ("--config", str(CONFIGURATIONS / name))]
 
     def start(self) -> None:
+        """Start, and wait until it is ready; another's connection may have taken a port meanwhile."""
+        for _ in range(5):
+            before = self._log.stat().st_size if self._log.exists() else 0
+            self._run()
+            if wait_until(lambda: self._is_ready() or self._process.poll() is not None, "a start") and (
+                self._process.poll() is None
+            ):
+                self._began = True
+                return
+            said = self._log.read_text()[before:]
+            assert "address already in use" in said, said[-3000:]
+            if self._began:
+                time.sleep(0.5)  # those who know its address keep it
+            else:
+                self.ports = spare_ports(5)
+        raise AssertionError(f"no ports are free: {self.ports}")
+
+    def _run(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self.binary, *self.arguments()],
-                env=self._environment,
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._is_ready, "the Collector's readiness")
 
     def _is_ready(self) -> bool:
-        assert self._process.poll() is None, self._log.read_text()[-3000:]
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
             return http_get(f"http://127.0.0.1:{self.ports[2]}").status == 200
         return False
@@ -122,11 +141,3 @@ def total(exposition: str, name: str) -> float:
         for sample in family.samples
         if sample.name == name
     )
-
-
-def settled(value: object, seconds: float = 1.0) -> bool:
-    """Say whether a callable's value stays the same for a second."""
-    assert callable(value)
-    before = value()
-    time.sleep(seconds)
-    return bool(before == value())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
-from dataclasses import dataclass, field
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,49 +14,58 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from support.servers import wait_until
+from support.servers import spare_ports, wait_until
+
+SCRIPTS = ("evalsha", "eval")
 
 
-def spare_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
 class RedisServer:
-    """Keeps nothing on disk: what it knew is gone when it is killed."""
+    """Keeps nothing on disk but its log: what it knew is gone when it is killed.
 
-    path: str
-    port: int = field(default_factory=spare_port)
-    client: Any = None
+    `options` are those of redis-server, `directory` is where it works; `sentinel_of` makes it a sentinel
+    that watches another server under the name "main". Skips the test where no server is installed.
+    """
 
-    @property
-    def uri(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+    def __init__(
+        self, *options: str, directory: Path | str | None = None, sentinel_of: RedisServer | None = None
+    ) -> None:
+        if (path := shutil.which("redis-server")) is None:
+            pytest.skip("redis-server is not installed")
+        (self.port,) = spare_ports(1)
+        self.uri = f"redis://127.0.0.1:{self.port}"
+        self.client: Any = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # its types hedge
+        self._directory = Path(directory or tempfile.gettempdir())
+        kind = ["--save", "", "--appendonly", "no"]
+        if sentinel_of is not None:
+            file = self._directory / "sentinel.conf"
+            file.write_text(f"sentinel monitor main 127.0.0.1 {sentinel_of.port} 1\n", encoding="utf-8")
+            kind = [str(file), "--sentinel"]
+        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        self._command = [path, *kind, *place, *options]
+        self.start()
 
     def start(self) -> None:
-        command = [self.path, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        self.client = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))
-        wait_until(self._answers, "redis-server's first answer")
+        with (self._directory / "llmkg-test-redis.log").open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        wait_until(self._answers, f"redis-server's first answer, see {log.name}")
 
     restart = start
 
     def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.client.close()
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
 
-    def calls(self, command: str) -> int:
-        """How often a command has been run since the server started."""
-        return int(self.client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+    def calls(self, *commands: str) -> int:
+        """How often these commands (scripts, if none is named) have been run, as the server counts."""
+        stats = self.client.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in commands or SCRIPTS)
 
     def _answers(self) -> bool:
         try:
@@ -66,10 +75,5 @@ class RedisServer:
 
 
 def started_redis() -> RedisServer:
-    """Start a server, or skip the test where none is installed. Whoever starts it kills it."""
-    path = shutil.which("redis-server")
-    if path is None:
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(path)
-    server.start()
-    return server
+    """Start a server. Whoever starts it kills it."""
+    return RedisServer()

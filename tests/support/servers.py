@@ -48,14 +48,14 @@ def spare_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def wait_until(condition: Callable[[], Any], what: str) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
     """Poll until the condition is true; fail with what was waited for."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen within {DEADLINE_SECONDS} s")
+    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 @dataclass

@@ -32,6 +32,7 @@ class Store(Base):
 
     def __init__(self, work: Callable[[], object] = lambda: None) -> None:
         self.work = work
+        self.wrap: Callable[[list[str]], list[str]] = lambda rows: rows
         self.steps: list[object] = []
 
     async def afetch(self, key: str) -> list[str]:
@@ -40,7 +41,7 @@ class Store(Base):
 
     def fetch(self, key: str) -> list[str]:
         self.work()
-        return [key]
+        return self.wrap([key])
 
     def again(self, key: str) -> list[str]:
         return self.fetch(key)

@@ -132,3 +132,24 @@ async def test_health_checks_and_shutdown_handlers_run_in_the_context_of_who_ask
     for seen in (check, handler):
         assert seen.thread is not threading.current_thread()
         assert (seen.span.trace_id, seen.tenant, seen.call) == (trace_id, "t-1", None)
+
+
+async def test_scheduled_checks_are_in_nobodys_span_also_if_the_system_was_started_in_one(
+    system: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    seen = [Seen(), Seen()]
+    rest = iter(seen)
+    done = threading.Event()
+
+    def check() -> None:
+        if (one := next(rest, None)) is None:
+            done.set()
+        else:
+            one()
+
+    system.register_health_check("index", check, essential=False, interval=0.01)
+    with caller(telemetry):
+        await system.health.start()
+        await asyncio.to_thread(done.wait, 30)
+    await system.health.stop()
+    assert [each.span.trace_id for each in seen] == [0, 0]
