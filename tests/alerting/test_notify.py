@@ -93,6 +93,11 @@ def test_a_channel_holds_so_many_alerts_and_counts_the_rest() -> None:
     assert grouping.update([notice(name) for name in "ABCDE"], 0) == 3
 
 
+def test_a_group_of_all_labels_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="group_by"):
+        NotifyConfig(group_by=("...",))
+
+
 def channel(told: list[Any], **options: Any) -> Any:
     def note(name: str, error: str | None) -> None:
         told.append((name, error))

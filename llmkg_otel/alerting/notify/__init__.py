@@ -35,7 +35,7 @@ def make_channels(
 
     `told` hears of each message: the channel, and the error.type (None: it arrived). `quietly`
     keeps others from describing the requests, whose addresses are secrets. Raises ConfigurationError for an
-    address that is none, or a kind whose package is missing.
+    address that Apprise does not know, or when its package is missing.
     """
     return [
         Channel(name, config, _TARGETS[config.kind](config), told, quietly=quietly)
