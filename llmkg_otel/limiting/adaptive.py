@@ -22,6 +22,9 @@ SMOOTHING = 0.5
 IN_USE = 0.75
 """A limit of which this share was in use on average may be too high; that of a calm engine is left alone."""
 
+DOUBTS = 2
+"""Slow windows that end the start: one may be an accident."""
+
 WINDOW_SECONDS = 0.1
 """The limit is looked at no more often than this."""
 
@@ -103,13 +106,17 @@ class AdaptiveLimit:
     becomes HEADROOM x in flight / slowdown, and half a square root for chance. It grows where the limit
     was reached and calls are not slower than HEADROOM, and falls where it is in use and they are.
 
+    It doubles instead, once a window, until calls are slower for the first time, in DOUBTS windows one after
+    the other; then it takes the last doubling back. Until then no measuring interrupts: an engine that was
+    measured too busy to be fast grows slower at the first doubling.
+
     How long a call of an operation takes alone is the mean over calls that began with half the limit in
     flight or less: all of those that began, so that the short ones, which end first, do not stand for all.
     If an engine is never calm, and the limiter `may_relieve` it, the limit is halved so long.
 
     Source: Netflix, concurrency-limits (Gradient2: averages, not minima); BBR, "Congestion-based
     Congestion Control", ACM Queue (throughput x time without a queue, measured by draining it); Envoy's
-    adaptive concurrency filter. Chosen by the simulation in tests/support/overload.py.
+    adaptive concurrency filter; slow start: RFC 5681. Chosen by the simulation in tests/support/overload.py.
     """
 
     def __init__(
@@ -118,6 +125,8 @@ class AdaptiveLimit:
         self._minimum, self._maximum = minimum, maximum
         self._clock, self._may_relieve = clock, may_relieve
         self._exact = self._measured_at = float(min(maximum, max(minimum, FIRST_LIMIT)))
+        self._first = self._exact
+        self._starting, self._doubts = True, 0
         self._alone: dict[str, float] = {}
         self._relieved = False
         now = clock()
@@ -173,6 +182,13 @@ class AdaptiveLimit:
         slow = slowdown > HEADROOM
         if slow and window.in_flight < IN_USE * self._exact * window.calls:
             return
+        if self._starting and window.busiest >= self.limit:
+            self._doubts = self._doubts + 1 if slow else 0
+            if self._doubts == DOUBTS:
+                self._starting, self._exact = False, max(self._first, self._exact / 2)
+            elif not slow:
+                self._exact = min(self._maximum, 2 * self._exact)
+            return
         worked_on = window.alone_in_flight / max(window.seconds, 1e-12)
         if not slow:
             worked_on = window.busiest / max(1.0, slowdown)
@@ -188,7 +204,7 @@ class AdaptiveLimit:
         """Say whether the engine is to be measured now; a batch that is being finished comes first."""
         moved = max(self._exact / self._measured_at, self._measured_at / self._exact) >= MOVED
         due = now >= self._due or (moved and now >= self._earliest)
-        return due and self._may_relieve and self._batch.until is None
+        return due and self._may_relieve and self._batch.until is None and not self._starting
 
     def _look_at_batch(self, now: float) -> None:
         """End a batch that has enough calls; learn from it when all of them have ended."""
@@ -203,6 +219,9 @@ class AdaptiveLimit:
                 self._due = now + max(MEASURED_EVERY_SECONDS, took / MEASURED_SHARE)
                 self._earliest = now + 5 * took
         if not batch.unfinished or now - batch.until > PATIENCE * (batch.until - batch.since):
+            if not self._alone and batch.calls < _enough(batch.squared_deviation(), BATCH_ERROR):
+                batch.until = None  # the long ones, which ended last, have told that it takes more of them
+                return
             for operation, (count, total) in batch.times.items():
                 mean = total / count
                 before = self._alone.get(operation, mean)

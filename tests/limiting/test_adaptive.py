@@ -69,6 +69,13 @@ def test_the_limit_finds_back_to_an_engine_that_grew_slower_and_to_one_that_reco
         assert 10 <= sum(seen) / len(seen) <= 20
 
 
+@pytest.mark.parametrize(
+    ("name", "least"), [("fixed", 0.955), ("lognormal 1.0", 0.88), ("cache hits and slow calls", 0.6)]
+)
+def test_an_engine_of_many_workers_is_soon_busy_from_a_cold_start(name: str, least: float) -> None:
+    assert Simulation(SHAPES[name], 80, 3.0, 1).run(16).share_worked() >= least
+
+
 def test_failures_that_come_early_do_not_lower_the_limit() -> None:
     assert simulated("fixed", 10, 3.0, 1, failures=0.7).mean_limit() >= 11
 
