@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.alerting.rules import AlertRule
 
-__all__ = ["ActiveAlert", "Alerts", "Change", "Transition", "next_alerts", "without_alerts"]
+__all__ = ["ActiveAlert", "Alerts", "Change", "Transition", "moved", "next_alerts", "without_alerts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class ActiveAlert:
     held_until: float | None = None
 
 
+_TIMES = ("active_since", "fired_at", "seen_at", "keep_firing_since", "held_until")
+
 Alerts = dict[Labels, ActiveAlert]
 """A rule's alerts by their labels; replaced whole, never changed."""
 
@@ -59,6 +61,12 @@ class Transition:
 
     alerts: Alerts
     changes: tuple[Change, ...]
+
+
+def moved(alert: ActiveAlert, seconds: float) -> ActiveAlert:
+    """Return the alert with all of its times so many seconds later: by a clock that was set."""
+    times = {name: getattr(alert, name) for name in _TIMES}
+    return replace(alert, **{name: at + seconds for name, at in times.items() if at is not None})
 
 
 def next_alerts(rule: AlertRule, before: Alerts, samples: list[Sample], now: float) -> Transition:

@@ -13,6 +13,7 @@ from llmkg_otel.alerting.alert_state import (
     Alerts,
     Change,
     alert_series,
+    moved,
     next_alerts,
     without_alerts,
 )
@@ -130,6 +131,15 @@ class AlertEvaluator:
                     others = [alert for alert in candidates if not belongs_to(rule, alert)]
                     waiting[state.group.name, rule.name] = others
                 state.alerts, state.pending = held(rule, own, now, now + fill_time(state.group, rule))
+
+    def move(self, seconds: float) -> None:
+        """Take the clock for set by so many seconds: what was a minute ago, sample or alert, still is."""
+        with self._evaluating:
+            self._store.move(seconds)
+            self._due = [None if due is None else due + seconds for due in self._due]
+            for state in self._states():
+                state.alerts = {labels: moved(alert, seconds) for labels, alert in state.alerts.items()}
+                state.pending = {labels: moved(alert, seconds) for labels, alert in state.pending.items()}
 
     def to_save(self) -> tuple[tuple[str, ActiveAlert], ...]:
         """Return what `restore` takes."""

@@ -30,7 +30,8 @@ class AlertLoop:
     Started and stopped once each, from any thread. `clock` stamps the samples (seconds since the epoch);
     the pace is kept by the monotonic clock, without drift, and an interval that was missed is left out.
     A `collect` that raises counts as a collection of nothing, like a failed scrape: every series becomes
-    stale. `on_evaluated` (None: nobody) is told how many seconds each evaluation took.
+    stale. When the clock is set back by more than an interval, samples and alerts are moved with it, with one
+    warning: points that would lie ahead would shut out the new ones until then. `on_evaluated` (None: nobody) is told how many seconds each evaluation took.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class AlertLoop:
         self._interval = interval_seconds
         self._clock = clock
         self._on_evaluated = on_evaluated
+        self._last: float | None = None
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="llmkg-alerts", daemon=True)
         self.collect_error: Exception | None = None
@@ -76,11 +78,19 @@ class AlertLoop:
             self.collect_error, samples = error, []
         else:
             self.collect_error = None
+        self._follow_clock(now)
         self._store.append(now, samples)
         started = time.perf_counter()
         self._evaluator.evaluate(now)
         if self._on_evaluated is not None:
             self._on_evaluated(time.perf_counter() - started)
+
+    def _follow_clock(self, now: float) -> None:
+        last, self._last = self._last, now
+        if last is not None and now < last - self._interval:
+            back = last + self._interval - now
+            _logger.warning("The clock was set back by about %.0f s: samples and alerts move with it", back)
+            self._evaluator.move(-back)
 
     def _run(self) -> None:
         following = time.monotonic()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmkg_otel.alerting.alert_state import moved
 from llmkg_otel.alerting.promql.values import labels_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def held(rule: AlertRule, saved: Iterable[ActiveAlert], now: float, until: float
     for alert in saved:
         if now - alert.seen_at > OUTAGE_TOLERANCE_SECONDS:
             continue
+        if alert.seen_at > now:
+            alert = moved(alert, now - alert.seen_at)  # noqa: PLW2901 - saved before the clock was set back
         kept = replace(alert, labels=labels_of(alert.labels), held_until=until)
         if alert.state == "firing":
             firing[kept.labels] = kept
