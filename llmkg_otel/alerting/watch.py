@@ -153,6 +153,12 @@ class AlertWatch:
         failures = [f"{each.rule}: {each.error}" for each in self._evaluator.errors()]
         if (problem := self._loop.collect_error) is not None:
             failures.append(f"metrics cannot be collected: {problem}")
+        if (error := self._loop.error) is not None:
+            failures.append(f"the last evaluation failed: {error!r}")
+        if (stalled := self._loop.stalled_seconds) is not None:
+            failures.append(
+                f"no evaluation has ended for {stalled:.0f} s: a callback of an instrument may hang"
+            )
         if self._state is not None and (unsaved := self._state.problem) is not None:
             failures.append(unsaved)
         return failures
