@@ -102,7 +102,9 @@ class AlertWatch:
     def _recall(self) -> None:
         if self._state is not None and (saved := self._state.read()) is not None:
             self._evaluator.history.extend(saved.history)
-            self._evaluator.restore([(each.group, each.alert) for each in saved.alerts], self._clock())
+            self._evaluator.restore(
+                [(each.group, each.alert, each.expression) for each in saved.alerts], self._clock()
+            )
             if firing := len(self._evaluator.active()):
                 _log.info("%d alerts fire since before the restart; each is held until it is known", firing)
 
@@ -124,7 +126,7 @@ class AlertWatch:
             return
         self._saved = alerts, history
         most_urgent = sorted(alerts, key=lambda each: each[1].state)[:MAX_ALERTS]  # firing, then pending
-        saved = tuple(SavedAlert(group=group, alert=alert) for group, alert in most_urgent)
+        saved = tuple(SavedAlert(group=g, alert=alert, expression=text) for g, alert, text in most_urgent)
         self._state.save(SavedState(saved_at=self._clock(), alerts=saved, history=history))
 
     def _notice(self, rule: AlertRule, alert: ActiveAlert) -> Notice:

@@ -104,7 +104,7 @@ def test_an_alert_that_was_saved_by_a_clock_ahead_lies_in_the_past_when_it_is_re
     [rule] = [rule for rule in parse_rules(RULES, "rules").groups[0].rules if rule.name == "Gauge"]
     assert isinstance(rule, AlertRule)
     saved = ActiveAlert("Gauge", (("alertname", "Gauge"),), (), "firing", 9000.0, 9060.0, 1.0, 9100.0)
-    firing, _ = held(rule, [saved], 5000.0, 5300.0)
+    firing, _ = held(rule, [(saved, 5300.0)], 5000.0)
     [alert] = firing.values()
     assert (alert.active_since, alert.fired_at, alert.seen_at) == (4900.0, 4960.0, 5000.0)
     assert alert.held_until == 5300.0
