@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from support.servers import wait_until
 
 from llmkg_otel.alerting.watch import AlertWatch
 from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
@@ -14,6 +16,8 @@ from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from opentelemetry import metrics
 
     from llmkg_otel.alerting.notify import Channel
     from llmkg_otel.alerting.notify.message import Notice
@@ -72,6 +76,51 @@ def test_rules_look_back_on_as_many_points_and_seconds_as_are_kept(
     for _ in range(ROUNDS):
         watch._loop.run_once()
     assert list(watch.states().values()) == ["firing" if fires else "inactive"]
+
+
+async def test_a_callback_that_hangs_is_in_the_health_and_the_status_says_so_instead_of_hanging_too(
+    tmp_path: Path,
+    make_system: Callable[..., ProductionSystem],
+    telemetry: CapturedTelemetry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmkg_otel.telemetry.collected.WAIT_SECONDS", 0.01)
+    release, entered = threading.Event(), threading.Event()
+
+    def hang(_options: object) -> list[metrics.Observation]:
+        entered.set()
+        release.wait(60)
+        return []
+
+    system = make_system(
+        alerting={"default_rules": False, "rule_files": [rule(tmp_path, "vector(1)")]},
+        monitoring={"alert_check_interval_seconds": 30},
+        health={"check_interval_seconds": 0.1},
+    )
+    now = [0.0]
+    system.alerts._loop._monotonic = lambda: now[0]
+    try:
+        telemetry.meter_provider.get_meter("user").create_observable_gauge("mine", [hang])
+        await system.start()
+        await asyncio.to_thread(wait_until, entered.is_set, "a collection")
+        with pytest.raises(TimeoutError, match="callback"):
+            await system.get_system_status()
+        assert system.alerts.errors() == []
+        now[0] = 100.0
+        assert system.alerts.errors() == [
+            "no evaluation has ended for 100 s: a callback of an instrument may hang"
+        ]
+        await asyncio.to_thread(
+            wait_until,
+            lambda: any(
+                each.name == "alert_rules" and "no evaluation has ended" in each.message
+                for each in system.health.components()
+            ),
+            "the health check",
+        )
+    finally:
+        release.set()
+        await system.shutdown()
 
 
 @pytest.mark.parametrize(
