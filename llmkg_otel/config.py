@@ -188,6 +188,7 @@ class MonitoringConfig(Section):
 
     `log_level` "debug" adds each call's start and end. `max_log_entries` recent log records are kept for
     /logs. `redact_secrets` hides passwords, tokens and keys in log records on every way out.
+    `enable_performance_tracking` measures each attempt as well, at the price of one more histogram a call.
     `metric_retention_seconds` and `max_metric_points` (per series) bound what alert rules can look back on.
     """
 
@@ -197,6 +198,7 @@ class MonitoringConfig(Section):
     ] = "info"
     max_log_entries: Count = 10_000
     redact_secrets: bool = True
+    enable_performance_tracking: bool = False
     enable_alerting: bool = True
     alert_check_interval_seconds: Seconds = 30.0
     max_metric_points: Count = 1000

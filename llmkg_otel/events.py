@@ -234,6 +234,10 @@ class CallObserver(Observer, Protocol):
         """Close an attempt's span."""
         ...
 
+    def attempt_timed(self, call: Call, seconds: float, error: BaseException | None) -> None:
+        """Record how long the engine took for one attempt; only asked if performance is tracked."""
+        ...
+
     def call_ended(self, call: Call, error: BaseException | None) -> None:
         """Record duration and outcome, and end the span, exactly once for each call started."""
         ...

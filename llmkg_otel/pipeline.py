@@ -65,6 +65,7 @@ class Pipeline:
         shedding: LoadShedding | None,
         max_wait: float,
         observer: CallObserver,
+        times_attempts: bool,
     ) -> None:
         self._calls = calls
         self._rates = rates
@@ -73,6 +74,7 @@ class Pipeline:
         self._shedding = shedding
         self._max_wait = max_wait
         self._observer = observer
+        self._times_attempts = times_attempts
         self._watches = Watches(self._tell_of_late)
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
@@ -261,7 +263,7 @@ class Pipeline:
         if watch.stop(call):
             task.uncancel()
             self._tell_of_late(call, returned=True)
-        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        self._succeeded(op, call, ticket, started)
         if began is not None:
             self._learn(op, began, counts=True)
         if span is not None:
@@ -289,13 +291,18 @@ class Pipeline:
             if own is None:
                 raise
             raise own from raised
-        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
         self._tell_if_late(op, started)
+        self._succeeded(op, call, ticket, started)
         if began is not None:
             self._learn(op, began, counts=True)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
+
+    def _succeeded(self, op: Operation, call: Call, ticket: Ticket, started: float) -> None:
+        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        if self._times_attempts:
+            self._observer.attempt_timed(call, time.monotonic() - started, None)
 
     def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
         """Report a call that goes on, or has gone on, after its attempt was cancelled."""
@@ -327,6 +334,8 @@ class Pipeline:
     ) -> None:
         """Let the breaker know of a failed attempt, which was cancelled after some seconds (0: was not)."""
         call.attempt_seconds = time.monotonic() - started
+        if self._times_attempts:
+            self._observer.attempt_timed(call, call.attempt_seconds, error)
         if cut_after:
             # Waits of ours, for a permit or before a retry, are no fault of the engine's either.
             call.hurried = cut_after < op.breaker.patience(min(op.attempt_timeout, op.timeout))

@@ -53,4 +53,5 @@ class Policies:
             shedding=self.load_shedding,
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
+            times_attempts=config.monitoring.enable_performance_tracking,
         )

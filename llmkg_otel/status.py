@@ -17,6 +17,7 @@ __all__ = ["breaker_status", "system_status"]
 
 # Prometheus names of the contract's instruments, as the exporter gives them.
 DURATION = "llmkg_operation_duration_seconds"
+ATTEMPT = "llmkg_attempt_duration_seconds"
 OPERATION = "llmkg_operation_name"
 
 
@@ -29,7 +30,7 @@ def system_status(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
         "error_recovery": {op.name: _recovery(op, samples) for op in system.operations},
         "system_metrics": _totals(system, samples),
         "shutdown": {"state": system.lifecycle.state, "operations": dict(system.calls.counts)},
-        "performance": {op.name: _timing(op, samples) for op in system.operations},
+        "performance": {op.name: _performance(op, samples) for op in system.operations},
         "alerts": system.alerts.describe(),
     }
 
@@ -138,22 +139,24 @@ def _totals(system: ProductionSystem, samples: Samples) -> dict[str, Any]:
     }
 
 
-def _timing(op: Operation, samples: Samples) -> dict[str, Any]:
-    calls = _count(samples, op.name)
-    seconds = samples.total(f"{DURATION}_sum", **{OPERATION: op.name})
+def _performance(op: Operation, samples: Samples) -> dict[str, Any]:
+    calls, attempts = (
+        samples.total(f"{metric}_count", **{OPERATION: op.name}) for metric in (DURATION, ATTEMPT)
+    )
+    timing = {"calls": calls} | _timing(DURATION, calls, op, samples)
+    return timing | ({"attempt": _timing(ATTEMPT, attempts, op, samples)} if attempts else {})
+
+
+def _timing(metric: str, count: float, op: Operation, samples: Samples) -> dict[str, Any]:
+    seconds = samples.total(f"{metric}_sum", **{OPERATION: op.name})
     buckets: dict[float, float] = {}
-    for sample in samples.named(f"{DURATION}_bucket", **{OPERATION: op.name}):
+    for sample in samples.named(f"{metric}_bucket", **{OPERATION: op.name}):
         bound = float(sample.labels["le"])
         buckets[bound] = buckets.get(bound, 0.0) + sample.value
     return {
-        "calls": calls,
-        "mean_seconds": seconds / calls if calls else None,
+        "mean_seconds": seconds / count if count else None,
         **{f"p{q}_seconds": _quantile(q / 100, buckets) for q in (50, 95, 99)},
     }
-
-
-def _count(samples: Samples, operation: str) -> float:
-    return samples.total(f"{DURATION}_count", **{OPERATION: operation})
 
 
 def _quantile(q: float, buckets: dict[float, float]) -> float | None:

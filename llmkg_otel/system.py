@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProductionSystem", "create_production_system"]
 
+STATUS_SECONDS = 15.0
+"""How long a status may take to be read: longer than one reader of the metrics waits for another."""
 _log = logging.getLogger(__name__)
 
 C = TypeVar("C")
@@ -310,8 +313,10 @@ class ProductionSystem:
         """Return the state of every part, its numbers read from the collected metrics. JSON-ready.
 
         Keys: health, resources, rate_limits, error_recovery, system_metrics, shutdown, performance, alerts.
+        Raises TimeoutError when the metrics cannot be collected, since a callback of an instrument hangs.
         """
-        return await run_in_daemon_thread(self.read_status, "llmkg-status")
+        reading = run_in_daemon_thread(self.read_status, "llmkg-status")
+        return await asyncio.wait_for(reading, STATUS_SECONDS)
 
     def read_status(self) -> dict[str, Any]:
         """Do what `get_system_status` does, in the calling thread."""

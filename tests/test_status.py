@@ -7,14 +7,23 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.calls import failing_first
+from support.calls import asynchronous, failing_first, in_a_thread, in_the_calling_thread
 
-from llmkg_otel.config import OperationConfig, RateLimitConfig, RateLimitRule, ResourceLimits
+from llmkg_otel.config import (
+    MonitoringConfig,
+    OperationConfig,
+    RateLimitConfig,
+    RateLimitRule,
+    ResourceLimits,
+    RetryConfig,
+)
 from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.testing import attributes_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from support.calls import Path as CallPath
 
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.testing import CapturedTelemetry
@@ -154,3 +163,29 @@ async def test_health_and_alerts_are_those_of_the_report_and_the_rules(busy: Pro
     assert breakers == {"status": "warn", "message": "op open", "essential": False}
     assert status["health"]["components"]["engine"]["status"] == "pass"
     assert status["alerts"] == {"rules": 0, "active": [], "errors": [], "history": []}
+
+
+@pytest.mark.parametrize("path", [asynchronous, in_a_thread, in_the_calling_thread])
+async def test_tracked_performance_tells_attempts_from_calls(
+    make_system: Callable[..., ProductionSystem], telemetry: CapturedTelemetry, path: CallPath
+) -> None:
+    system = make_system(
+        retry=RetryConfig(base_delay_ms=0, max_delay_ms=0),
+        monitoring=MonitoringConfig(enable_performance_tracking=True),
+    )
+    await path(system, failing_first(lambda: "done"))
+    failed = number(
+        telemetry, "llmkg.attempt.duration", llmkg__operation__name="op", error__type="ConnectionError"
+    )
+    succeeded = number(telemetry, "llmkg.attempt.duration", llmkg__operation__name="op")
+    assert (failed[0], succeeded[0]) == (1, 1)
+    told = (await system.get_system_status())["performance"]["op"]
+    assert told["calls"] == 1
+    assert told["attempt"]["mean_seconds"] == pytest.approx((failed[1] + succeeded[1]) / 2)
+
+
+def test_attempts_are_not_measured_unless_asked_for(
+    busy: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    assert "attempt" not in busy.read_status()["performance"]["op"]
+    assert telemetry.metric("llmkg.attempt.duration") == {}

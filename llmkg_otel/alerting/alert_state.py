@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from llmkg_otel.alerting.rules import AlertRule
 
-__all__ = ["ActiveAlert", "Alerts", "Change", "Transition", "next_alerts", "without_alerts"]
+__all__ = [
+    "ActiveAlert",
+    "Alerts",
+    "Change",
+    "Transition",
+    "alert_labels",
+    "moved",
+    "next_alerts",
+    "without_alerts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,8 @@ class ActiveAlert:
     held_until: float | None = None
 
 
+_TIMES = ("active_since", "fired_at", "seen_at", "keep_firing_since", "held_until")
+
 Alerts = dict[Labels, ActiveAlert]
 """A rule's alerts by their labels; replaced whole, never changed."""
 
@@ -59,6 +70,12 @@ class Transition:
 
     alerts: Alerts
     changes: tuple[Change, ...]
+
+
+def moved(alert: ActiveAlert, seconds: float) -> ActiveAlert:
+    """Return the alert with all of its times so many seconds later: by a clock that was set."""
+    times = {name: getattr(alert, name) for name in _TIMES}
+    return replace(alert, **{name: at + seconds for name, at in times.items() if at is not None})
 
 
 def next_alerts(rule: AlertRule, before: Alerts, samples: list[Sample], now: float) -> Transition:
@@ -101,12 +118,17 @@ def without_alerts(ended: list[ActiveAlert]) -> Transition:
     return Transition({}, tuple(changes))
 
 
+def alert_labels(rule: AlertRule, labels: Labels, value: float) -> Labels:
+    """Return the labels of the alert that a sample of the rule's expression is."""
+    named = dict(without(labels, frozenset({"__name__"})))
+    named |= {name: template.expand(labels, value) for name, template in rule.labels}
+    return labels_of(named | {"alertname": rule.name})
+
+
 def _found(rule: AlertRule, samples: list[Sample], now: float) -> Alerts:
     found: Alerts = {}
     for labels, value in samples:
-        named = dict(without(labels, frozenset({"__name__"})))
-        named |= {name: template.expand(labels, value) for name, template in rule.labels}
-        key = labels_of(named | {"alertname": rule.name})
+        key = alert_labels(rule, labels, value)
         if key in found:
             raise EvaluationError(
                 "vector contains metrics with the same labelset after applying alert labels"

@@ -13,13 +13,14 @@ from llmkg_otel.alerting.alert_state import (
     Alerts,
     Change,
     alert_series,
+    moved,
     next_alerts,
     without_alerts,
 )
 from llmkg_otel.alerting.history import AlertHistory
 from llmkg_otel.alerting.promql import EvaluationError, SharedResults
 from llmkg_otel.alerting.promql.values import METRIC_NAME, labels_of
-from llmkg_otel.alerting.restoration import belongs_to, held, returned
+from llmkg_otel.alerting.restoration import belongs_to, held, is_same, released, returned
 from llmkg_otel.alerting.rule_relations import fill_times
 from llmkg_otel.alerting.rules import AlertRule, RecordingRule
 from llmkg_otel.events import AlertChanged
@@ -27,6 +28,7 @@ from llmkg_otel.events import AlertChanged
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from llmkg_otel.alerting.promql import Traits
     from llmkg_otel.alerting.promql.values import Vector
     from llmkg_otel.alerting.rules import RuleGroup
     from llmkg_otel.alerting.samples import SampleStore
@@ -88,6 +90,7 @@ class AlertEvaluator:
         self._clock = clock
         self._interval = interval_seconds
         self._evaluating = Lock()
+        self._restored: tuple[float, Callable[[RuleGroup, Traits], float]] | None = None
         self.history = AlertHistory()
         self._groups = [(group, [_Rule(group, rule, "") for rule in group.rules]) for group in groups]
         recorded = {rule.name for group in groups for rule in group.rules if isinstance(rule, RecordingRule)}
@@ -113,28 +116,42 @@ class AlertEvaluator:
                     for state in rules:
                         self._evaluate_rule(state, at, seen, results)
 
-    def restore(self, saved: Sequence[tuple[str, ActiveAlert]], now: float) -> None:
-        """Take over alerts from before a restart, each with the name of its group; before any evaluation.
+    def restore(self, saved: Sequence[tuple[str, ActiveAlert, str | None]], now: float) -> None:
+        """Take over alerts from before a restart, each with its group's name; before any evaluation.
 
-        An alert that no rule of that group can have raised is left out.
+        The third is the expression that raised it (None: not known): where it is another by now, nothing
+        is held. An alert that no rule of that group can have raised is left out.
         """
-        fill_time = fill_times([group for group, _ in self._groups], self._store.retention_seconds)
-        waiting: dict[tuple[str, str], list[ActiveAlert]] = {}
-        for group, alert in saved:
-            waiting.setdefault((group, alert.alert), []).append(alert)
+        fill = fill_times([group for group, _ in self._groups], self._store.retention_seconds, self._interval)
+        self._restored = now, fill
+        waiting: dict[tuple[str, str], list[tuple[ActiveAlert, str | None]]] = {}
+        for group, alert, expression in saved:
+            waiting.setdefault((group, alert.alert), []).append((alert, expression))
         for state in self._states():
             if isinstance(rule := state.rule, AlertRule):
-                candidates = waiting.pop((state.group.name, rule.name), [])
-                own = [alert for alert in candidates if belongs_to(rule, alert)]
-                if len(own) < len(candidates):  # of a rule with the same name and other labels
-                    others = [alert for alert in candidates if not belongs_to(rule, alert)]
-                    waiting[state.group.name, rule.name] = others
-                state.alerts, state.pending = held(rule, own, now, now + fill_time(state.group, rule))
+                key = state.group.name, rule.name
+                candidates = waiting.pop(key, [])
+                own = [each for each in candidates if belongs_to(rule, each[0])]
+                waiting[key] = [each for each in candidates if not belongs_to(rule, each[0])]
+                until = now + fill(state.group, rule.expression.traits)
+                holds = [(alert, until if is_same(rule, text) else now) for alert, text in own]
+                state.alerts, state.pending = held(rule, holds, now)
 
-    def to_save(self) -> tuple[tuple[str, ActiveAlert], ...]:
+    def move(self, seconds: float) -> None:
+        """Take the clock for set by so many seconds: what was a minute ago, sample or alert, still is."""
+        with self._evaluating:
+            self._store.move(seconds)
+            if self._restored is not None:
+                self._restored = self._restored[0] + seconds, self._restored[1]
+            self._due = [None if due is None else due + seconds for due in self._due]
+            for state in self._states():
+                state.alerts = {labels: moved(alert, seconds) for labels, alert in state.alerts.items()}
+                state.pending = {labels: moved(alert, seconds) for labels, alert in state.pending.items()}
+
+    def to_save(self) -> tuple[tuple[str, ActiveAlert, str], ...]:
         """Return what `restore` takes."""
         return tuple(
-            (state.group.name, alert)
+            (state.group.name, alert, state.rule.expression.text)
             for state in self._states()
             for alert in (*state.alerts.values(), *state.pending.values())
         )
@@ -201,7 +218,8 @@ class AlertEvaluator:
             state.failure = None
 
     def _evaluate_alert(self, state: _Rule, rule: AlertRule, now: float, seen: float, vector: Vector) -> None:
-        transition = next_alerts(rule, state.alerts, vector, now)
+        before = self._released(state, rule, now, seen)
+        transition = next_alerts(rule, before, vector, now)
         limit, number = state.group.limit, len(transition.alerts)
         if number > limit > 0:
             transition = without_alerts(list(state.alerts.values()))
@@ -220,6 +238,18 @@ class AlertEvaluator:
         if number > limit > 0:
             raise EvaluationError(f"exceeded limit of {limit} with {number} alerts")
         self._store.append(seen, alert_series(rule, state.alerts), source=state.source)
+
+    def _released(self, state: _Rule, rule: AlertRule, now: float, seen: float) -> Alerts:
+        """Return the rule's alerts; those that are held and cannot be true any more are held no longer."""
+        if self._restored is None or not any(alert.held_until is not None for alert in state.alerts.values()):
+            return state.alerts
+        restored_at, fill = self._restored
+
+        def is_filled(traits: Traits) -> bool:
+            return now - restored_at >= fill(state.group, traits)
+
+        possible = rule.expression.possible(self._store, seen, is_filled, step_seconds=self._interval)
+        return state.alerts if possible is None else released(rule, state.alerts, possible)
 
     def _record(self, state: _Rule, rule: RecordingRule, seen: float, vector: Vector) -> None:
         recorded = {}

@@ -2,8 +2,8 @@
 
 Source: Prometheus 3.5 `rules/group.go`, RestoreForState, with its defaults of the outage tolerance and the
 grace period. Its samples survive a restart, ours do not. So a firing alert is held until its rule has all
-the samples that it looks back on; and a pending one finds its past when it is first active again, where
-Prometheus looks at the second evaluation only.
+the samples that it looks back on, or enough to rule it out; and a pending one finds its past when it is
+first active again, where Prometheus looks at the second evaluation only.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmkg_otel.alerting.alert_state import alert_labels, moved
 from llmkg_otel.alerting.promql.values import labels_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmkg_otel.alerting.alert_state import ActiveAlert, Alerts
+    from llmkg_otel.alerting.promql.values import Vector
     from llmkg_otel.alerting.rules import AlertRule
 
-__all__ = ["FOR_GRACE_SECONDS", "OUTAGE_TOLERANCE_SECONDS", "belongs_to", "held", "pending_since", "returned"]
+__all__ = [
+    "FOR_GRACE_SECONDS",
+    "OUTAGE_TOLERANCE_SECONDS",
+    "belongs_to",
+    "held",
+    "is_same",
+    "pending_since",
+    "released",
+    "returned",
+]
 
 OUTAGE_TOLERANCE_SECONDS = 3600.0
 """An alert that was last seen longer ago is forgotten."""
@@ -33,19 +44,35 @@ def belongs_to(rule: AlertRule, alert: ActiveAlert) -> bool:
     return all(labels.get(name, "") == template.text for name, template in rule.labels if template.static)
 
 
-def held(rule: AlertRule, saved: Iterable[ActiveAlert], now: float, until: float) -> tuple[Alerts, Alerts]:
-    """Return the firing alerts that are held until then, and the pending ones that may find their past."""
+def is_same(rule: AlertRule, expression: str | None) -> bool:
+    """Say whether this was the rule's expression, but for blanks; None: it was not saved."""
+    return expression is None or expression.split() == rule.expression.text.split()
+
+
+def held(rule: AlertRule, saved: Iterable[tuple[ActiveAlert, float]], now: float) -> tuple[Alerts, Alerts]:
+    """Return the firing alerts, each held until its time, and the pending ones that may find their past."""
     firing: Alerts = {}
     pending: Alerts = {}
-    for alert in saved:
+    for alert, until in saved:
         if now - alert.seen_at > OUTAGE_TOLERANCE_SECONDS:
             continue
+        if alert.seen_at > now:
+            alert = moved(alert, now - alert.seen_at)  # noqa: PLW2901 - saved before the clock was set back
         kept = replace(alert, labels=labels_of(alert.labels), held_until=until)
         if alert.state == "firing":
             firing[kept.labels] = kept
         elif rule.for_seconds >= FOR_GRACE_SECONDS:
             pending[kept.labels] = kept
     return firing, pending
+
+
+def released(rule: AlertRule, alerts: Alerts, possible: Vector) -> Alerts:
+    """Return the alerts; those that none of the `possible` samples can be are held no longer."""
+    found = {alert_labels(rule, labels, value) for labels, value in possible}
+    return {
+        labels: alert if labels in found else replace(alert, held_until=None)
+        for labels, alert in alerts.items()
+    }
 
 
 def returned(rule: AlertRule, alerts: Alerts, pending: Alerts, now: float) -> Alerts:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from llmkg_otel.alerting.rules import AlertRule, RecordingRule, RuleGroup
+    from llmkg_otel.alerting.promql import Traits
+    from llmkg_otel.alerting.rules import RecordingRule, RuleGroup
 
 __all__ = ["fill_times", "rule_warnings"]
 
@@ -92,23 +93,29 @@ def _reachable(reads: Mapping[str, set[str]], start: str) -> set[str]:
 
 
 def fill_times(
-    groups: Sequence[RuleGroup], at_most: float
-) -> Callable[[RuleGroup, AlertRule | RecordingRule], float]:
-    """Return a function: how many seconds after a start a rule has all the samples that it looks back on.
+    groups: Sequence[RuleGroup], at_most: float, interval_seconds: float
+) -> Callable[[RuleGroup, Traits], float]:
+    """Return a function: how many seconds after a start an expression of a group has all samples it needs.
 
-    What is recorded and read by a rule has to be filled first. `at_most` is how long samples are kept.
+    That is an interval at least, since at the first collection not everything has been measured; and what
+    it reads recorded has to be filled first, and recorded once more. `at_most` is how long samples are kept.
     """
     filled: dict[str, float] = {}
 
-    def seconds(group: RuleGroup, rule: AlertRule | RecordingRule) -> float:
-        names = filled.keys() if rule.expression.reads is None else rule.expression.reads
-        own = rule.expression.lookback_seconds + group.query_offset_seconds
-        return min(at_most, own + max((filled.get(name, 0.0) for name in names), default=0.0))
+    def seconds(group: RuleGroup, traits: Traits) -> float:
+        names = filled.keys() if traits.reads is None else traits.reads
+        own = traits.fill / 1000 + group.query_offset_seconds
+        whole = own + max((filled.get(name, 0.0) for name in names), default=0.0)
+        return min(at_most, max(interval_seconds, whole))
 
-    grows = True
-    while grows:  # each only grows, and not past `at_most`
+    recording = _recording(groups)
+    before: dict[str, float] = {}
+    for _ in range(len(recording) + 1):
         before = dict(filled)
-        for group, rule in _recording(groups):
-            filled[rule.name] = max(filled.get(rule.name, 0.0), seconds(group, rule))
-        grows = filled != before
+        for group, rule in recording:
+            once_more = group.interval_seconds or interval_seconds
+            whole = seconds(group, rule.expression.traits) + once_more
+            filled[rule.name] = max(filled.get(rule.name, 0.0), min(at_most, whole))
+    made_of_themselves = {name for name, value in filled.items() if value != before.get(name)}
+    filled |= dict.fromkeys(made_of_themselves, at_most)
     return seconds

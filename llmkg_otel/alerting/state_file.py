@@ -29,12 +29,13 @@ _logger = logging.getLogger(__name__)
 
 
 class SavedAlert(BaseModel):
-    """An alert and the group that its rule is in."""
+    """An alert, its rule's group, and its rule's expression (None: an older release saved it)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     group: str
     alert: ActiveAlert
+    expression: str | None = None
 
 
 class SavedState(BaseModel):

@@ -79,7 +79,8 @@ class AlertWatch:
         self._external_url = config.alerting.external_url
         self._on_evaluated = on_evaluated
         self._failing_trace, self._trace_link = failing_trace, config.alerting.trace_link
-        self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told, quietly)
+        places = config.alerting.notify if self._enabled else {}
+        self._channels = make_channels(places, on_told, quietly, stale_after=3 * interval)
 
     def start(self) -> None:
         """Begin to evaluate, on a thread of its own, unless `no_data` says why there will never be any."""
@@ -102,7 +103,9 @@ class AlertWatch:
     def _recall(self) -> None:
         if self._state is not None and (saved := self._state.read()) is not None:
             self._evaluator.history.extend(saved.history)
-            self._evaluator.restore([(each.group, each.alert) for each in saved.alerts], self._clock())
+            self._evaluator.restore(
+                [(each.group, each.alert, each.expression) for each in saved.alerts], self._clock()
+            )
             if firing := len(self._evaluator.active()):
                 _log.info("%d alerts fire since before the restart; each is held until it is known", firing)
 
@@ -124,7 +127,7 @@ class AlertWatch:
             return
         self._saved = alerts, history
         most_urgent = sorted(alerts, key=lambda each: each[1].state)[:MAX_ALERTS]  # firing, then pending
-        saved = tuple(SavedAlert(group=group, alert=alert) for group, alert in most_urgent)
+        saved = tuple(SavedAlert(group=g, alert=alert, expression=text) for g, alert, text in most_urgent)
         self._state.save(SavedState(saved_at=self._clock(), alerts=saved, history=history))
 
     def _notice(self, rule: AlertRule, alert: ActiveAlert) -> Notice:
@@ -153,9 +156,15 @@ class AlertWatch:
         failures = [f"{each.rule}: {each.error}" for each in self._evaluator.errors()]
         if (problem := self._loop.collect_error) is not None:
             failures.append(f"metrics cannot be collected: {problem}")
+        if (error := self._loop.error) is not None:
+            failures.append(f"the last evaluation failed: {error!r}")
+        if (stalled := self._loop.stalled_seconds) is not None:
+            failures.append(
+                f"no evaluation has ended for {stalled:.0f} s: a callback of an instrument may hang"
+            )
         if self._state is not None and (unsaved := self._state.problem) is not None:
             failures.append(unsaved)
-        return failures
+        return failures + [problem for channel in self._channels for problem in channel.problems()]
 
     def describe(self) -> dict[str, Any]:
         """Return the number of rules, the alerts that are active, and what became of others, JSON-ready."""

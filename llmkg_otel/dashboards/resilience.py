@@ -122,7 +122,20 @@ RETRIES = Row(
             "Seconds of back off: the part of a call's duration that is waiting by design.",
             (Query(quantile(0.95, semconv.RETRY_DELAY, "name"), "{{name}}", quiet="nothing is retried"),),
             unit="s",
-            width=12,
+            width=6,
+        ),
+        Panel(
+            "Attempts, p95",
+            "Seconds the engine takes for one attempt: a call's duration without our own waits.",
+            (
+                Query(
+                    quantile(0.95, semconv.ATTEMPT_DURATION, "llmkg_operation_name"),
+                    "{{llmkg_operation_name}}",
+                    quiet="monitoring.enable_performance_tracking is off",
+                ),
+            ),
+            unit="s",
+            width=6,
         ),
     ),
 )

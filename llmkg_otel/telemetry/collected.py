@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["CollectedMetrics", "LatestCallbacks", "Sample", "Samples"]
 
 
+WAIT_SECONDS = 10.0
+"""How long a reader waits for another's collection, which ends never if a callback in it hangs."""
+
+
 class Sample(NamedTuple):
     """One value under its Prometheus name and labels; an empty label is none, as in Prometheus."""
 
@@ -99,8 +103,15 @@ class CollectedMetrics:
         return content_type, body
 
     def _families(self) -> list[Metric]:
-        with self._lock:
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
+            raise TimeoutError(
+                f"another collection of the metrics has not ended for {WAIT_SECONDS:g} s: "
+                "a callback of an instrument hangs"
+            )
+        try:
             return self._last or list(self._registry.collect())
+        finally:
+            self._lock.release()
 
 
 class _Families:

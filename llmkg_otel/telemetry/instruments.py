@@ -33,6 +33,7 @@ class Instruments:
 
     def __init__(self, meter: Meter) -> None:
         self.operation_duration = histogram(meter, semconv.OPERATION_DURATION)
+        self.attempt_duration = histogram(meter, semconv.ATTEMPT_DURATION)
         self.breaker_transitions = counter(meter, semconv.BREAKER_TRANSITIONS)
         self.retry_attempts = counter(meter, semconv.RETRY_ATTEMPTS)
         self.retry_delay = histogram(meter, semconv.RETRY_DELAY)

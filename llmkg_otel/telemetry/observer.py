@@ -132,6 +132,16 @@ class TelemetryObserver:
         except Exception as problem:  # noqa: BLE001
             self._hook_failed("attempt_ended", problem)
 
+    def attempt_timed(self, call: Call, seconds: float, error: BaseException | None) -> None:
+        """Record the duration of one attempt."""
+        try:
+            attributes = self._attributes[call.operation]
+            if error is not None:
+                attributes = {**attributes, semconv.ERROR_TYPE: error_type(error)}
+            self._instruments.attempt_duration.record(seconds, attributes)
+        except Exception as problem:  # noqa: BLE001
+            self._hook_failed("attempt_timed", problem)
+
     def on_event(self, event: Event) -> None:
         """Write one event to its metric and to the log."""
         try:

@@ -125,6 +125,11 @@ OPERATION_DURATION = _duration(
     "Protected calls, refused and cancelled ones included.",
     {OPERATION_NAME: None, ERROR_TYPE: None, FALLBACK_NAME: None},
 )
+ATTEMPT_DURATION = _duration(
+    "llmkg.attempt.duration",
+    "Attempts at the engine, without waits of ours; only with monitoring.enable_performance_tracking.",
+    {OPERATION_NAME: None, ERROR_TYPE: None},
+)
 OPERATION_ACTIVE = _live(
     "llmkg.operation.active", "{operation}", "Protected calls in flight.", {OPERATION_NAME: None}
 )

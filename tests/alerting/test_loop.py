@@ -4,6 +4,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.servers import wait_until
 
 from llmkg_otel.alerting.loop import AlertLoop
 from llmkg_otel.alerting.samples import SampleStore
@@ -117,6 +118,45 @@ def test_stop_does_not_wait_for_the_interval_nor_for_a_collection_that_hangs() -
     assert not hung.stop(0.01)
     waiting.set()
     assert hung.stop(10)
+
+
+def test_a_collection_that_hangs_is_told_after_three_intervals_and_until_it_is_over() -> None:
+    release, entered, now = Event(), Event(), [1000.0]
+
+    def hang() -> Points:
+        entered.set()
+        release.wait(30)
+        return []
+
+    evaluated = Event()
+    loop, _, _ = make(hang, monotonic=lambda: now[0], on_evaluated=lambda _: evaluated.set())
+    loop.start()
+    assert entered.wait(10)
+    for now[0], stalled in ((1090.0, None), (1091.0, 91.0), (4600.0, 3600.0)):
+        assert loop.stalled_seconds == stalled
+    release.set()
+    assert evaluated.wait(10)
+    wait_until(lambda: loop.stalled_seconds is None, "an evaluation that has ended")
+    now[0] += 91
+    assert loop.stalled_seconds == 91.0
+    assert loop.stop(10)
+    assert loop.stalled_seconds is None
+
+
+def test_what_ended_an_evaluation_is_kept_until_one_comes_to_its_end() -> None:
+    failing = Event()
+    failing.set()
+
+    def evaluated(_: float) -> None:
+        if failing.is_set():
+            raise RuntimeError("no room")
+
+    loop, _, _ = make(list, interval=0.001, on_evaluated=evaluated)
+    loop.start()
+    wait_until(lambda: repr(loop.error) == "RuntimeError('no room')", "an error")
+    failing.clear()
+    wait_until(lambda: loop.error is None, "an evaluation without an error")
+    assert loop.stop(10)
 
 
 def test_a_loop_that_was_never_started_can_be_stopped() -> None:

@@ -14,9 +14,10 @@ from support.servers import Servers, http_get, wait_until
 from llmkg_otel.alerting import state_file
 from llmkg_otel.alerting.alert_state import ActiveAlert
 from llmkg_otel.alerting.restoration import pending_since
+from llmkg_otel.alerting.slo import slo_rules
 from llmkg_otel.alerting.state_file import MAX_ALERTS, SavedAlert, SavedState, StateFile
 from llmkg_otel.alerting.watch import AlertWatch
-from llmkg_otel.config import AlertingConfig, ProductionConfig
+from llmkg_otel.config import AlertingConfig, ProductionConfig, SloConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,13 +104,139 @@ def test_a_firing_alert_is_held_until_its_rule_has_the_samples_it_looks_back_on(
     assert second.states() == first.states()  # before any evaluation
     assert second.alert("Rate")["active_since"] == first.alert("Rate")["active_since"]
     assert second.alert("Rate")["held_until"] == back + 10 * MINUTE
-    assert second.alert("Recorded")["held_until"] == back + 10 * MINUTE  # 5 for what it reads, 5 of its own
-    for minute in range(10):
+    assert second.alert("Recorded")["held_until"] == back + 5 * MINUTE + 30  # and once more recorded
+    for minute in range(6):
         assert second.evaluate(back + minute * MINUTE, errors_total=0) == first.states()
     assert second.observer.events == []
+    for minute in range(6, 10):
+        assert second.evaluate(back + minute * MINUTE, errors_total=0) == {"Rate": "firing"}
     assert second.evaluate(back + 10 * MINUTE, errors_total=0) == {}
-    assert second.observer.names() == [("Rate", False), ("Recorded", False)]
-    assert second.history()[-2:] == [("Rate", "resolved"), ("Recorded", "resolved")]
+    assert second.observer.names() == [("Recorded", False), ("Rate", False)]
+    assert second.history()[-2:] == [("Recorded", "resolved"), ("Rate", "resolved")]
+
+
+def restarted(directory: Path, expression: str, **values: float) -> Process:
+    """Return a process whose alert A fired before, after its first evaluation."""
+    rules = f'groups: [{{name: g, rules: [{{alert: A, expr: "{expression}"}}]}}]'
+    first_life(directory, 20 * MINUTE, rules, bad=1)
+    second = Process(directory, rules).wake(21 * MINUTE)
+    assert second.evaluate(21 * MINUTE, **values) == {"A": "firing"}
+    return second
+
+
+def held_for(process: Process, **values: float) -> int:
+    """Return after how many minutes the alert is resolved."""
+    minutes = 0
+    while process.states():
+        minutes += 1
+        process.evaluate((21 + minutes) * MINUTE, **values)
+    return minutes
+
+
+@pytest.mark.parametrize(
+    ("expression", "minutes"),
+    [
+        ("bad > 0", 1),  # at the second evaluation, as by Prometheus
+        ("bad offset 7m > 0", 7),
+        ("max_over_time(bad[9m]) > 0", 9),
+        ("max_over_time(bad[9m] offset 3m) > 0", 12),
+        ("max_over_time((bad > 0)[9m:1m])", 9),
+        ("max_over_time(bad[9m]) > 0 and max_over_time(bad[4m]) > 0", 4),  # the short window rules it out
+        ("max_over_time(bad[4m]) > 0 and max_over_time(bad[9m]) > 0", 4),
+        ("max_over_time(bad[9m]) > 0 and on () max_over_time(bad[4m]) > 0", 4),
+        ("max_over_time(bad[4m]) > 0 or max_over_time(bad[9m]) > 0", 9),
+        ("max_over_time(bad[4m]) > 0 unless max_over_time(bad[9m]) > 5", 9),
+        ("(bad > 0 and max_over_time(bad[9m]) > 0) or (max_over_time(bad[6m]) > 0 and bad > 0)", 1),
+        ("(max_over_time(bad[8m]) > 0 and bad > 0) or max_over_time(bad[6m]) > 0", 6),
+    ],
+)
+def test_a_held_alert_is_resolved_as_soon_as_what_its_rule_has_rules_it_out(
+    tmp_path: Path, expression: str, minutes: int
+) -> None:
+    assert held_for(restarted(tmp_path, expression, bad=0), bad=0) == minutes
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "rate(errors_total[10m]) > 0.1 and on () up > 0",
+        "rate(errors_total[10m]) > 0.1 and up > 0",
+        "up > 0 and rate(errors_total[10m]) > 0.1",
+        "(up > 0 and on () rate(errors_total[10m]) > 0.1) or bad > 5",
+    ],
+)
+def test_a_side_that_is_still_true_resolves_nothing_that_the_other_has_to_prove(
+    tmp_path: Path, expression: str
+) -> None:
+    rules = f'groups: [{{name: g, rules: [{{alert: A, expr: "{expression}"}}]}}]'
+    first = Process(tmp_path, rules)
+    for minute in range(20):
+        first.evaluate(minute * MINUTE, errors_total=60 * minute, up=1)
+    assert first.states() == {"A": "firing"}
+    second = Process(tmp_path, rules).wake(21 * MINUTE)
+    for minute in range(21, 31):
+        assert second.evaluate(minute * MINUTE, errors_total=0, up=1) == {"A": "firing"}
+    assert second.evaluate(31 * MINUTE, errors_total=0, up=1) == {}
+
+
+def test_a_side_rules_out_the_alerts_that_it_does_not_have_and_no_others(tmp_path: Path) -> None:
+    expression = "max_over_time(bad[9m]) > 0 and max_over_time(bad[4m]) > 0"
+    rules = f'groups: [{{name: g, rules: [{{alert: A, expr: "{expression}", labels: {{severity: page}}}}]}}]'
+    first = Process(tmp_path, rules)
+    first.watch._loop._collect = lambda: [("bad", {"i": i}, 1.0) for i in "xy"]
+    first.evaluate(0)
+    second = Process(tmp_path, rules).wake(MINUTE)
+    second.watch._loop._collect = lambda: [("bad", {"i": "x"}, 1.0), ("bad", {"i": "y"}, 0.0)]
+    for minute in range(1, 6):
+        second.evaluate(minute * MINUTE)
+    [alert] = second.watch.describe()["active"]
+    assert alert["labels"]["i"] == "x"
+
+
+def test_a_page_of_an_objective_ends_after_a_restart_when_the_short_window_is_quiet(tmp_path: Path) -> None:
+    rules = slo_rules({"s": SloConfig(operation="s", objective=0.999)}, within_seconds=3600)
+    total = {"calls": 0, "failures": 0}
+
+    def points() -> list[tuple[str, dict[str, str], float]]:
+        name, told = "llmkg_operation_duration_seconds_count", {"llmkg_operation_name": "s"}
+        failed = told | {"error_type": "E"}
+        return [(name, told, total["calls"] - total["failures"]), (name, failed, total["failures"])]
+
+    def run(process: Process, minutes: range, bad: int) -> None:
+        process.watch._loop._collect = points
+        for minute in minutes:
+            total.update(calls=total["calls"] + 100, failures=total["failures"] + bad)
+            process.evaluate(minute * MINUTE)
+
+    first = Process(tmp_path, rules)
+    run(first, range(60), 0)
+    run(first, range(60, 90), 50)
+    assert first.states() == {"LlmkgSloBurnsFast": "firing"}
+    total.update(calls=0, failures=0)
+    second = Process(tmp_path, rules).wake(90 * MINUTE)
+    run(second, range(90, 95), 0)
+    assert second.states() == {"LlmkgSloBurnsFast": "firing"}
+    run(second, range(95, 97), 0)
+    assert second.states() == {}
+
+
+def test_nothing_is_held_for_a_rule_that_was_edited_but_for_its_blanks(tmp_path: Path) -> None:
+    first_life(tmp_path, 20 * MINUTE)
+    changed = RULES.replace("errors_total[10m]) >", "errors_total[9m]) >").replace("rate5m > ", "rate5m  >  ")
+    second = Process(tmp_path, changed).wake(21 * MINUTE)
+    assert second.evaluate(21 * MINUTE, errors_total=0) == {"Recorded": "firing"}
+    assert second.observer.names() == [("Rate", False)]
+
+
+def test_a_state_without_expressions_of_an_older_release_is_held(tmp_path: Path) -> None:
+    first_life(tmp_path, 20 * MINUTE)
+    file = tmp_path / "state" / "alerts.json"
+    content = json.loads(file.read_text())
+    for each in content["alerts"]:
+        assert each.pop("expression")
+    file.write_text(json.dumps(content))
+    second = Process(tmp_path).wake(21 * MINUTE)
+    assert second.evaluate(21 * MINUTE, errors_total=0) == {"Rate": "firing", "Recorded": "firing"}
 
 
 def test_a_held_alert_that_is_active_again_by_itself_goes_on_as_if_nothing_had_happened(
@@ -223,8 +350,7 @@ def test_two_rules_of_one_name_each_get_their_own_alert_back(tmp_path: Path) -> 
     first_life(tmp_path, 0, rules, bad=2)
     second = Process(tmp_path, rules).wake(60)
     assert second.watch.states() == {("A", "page"): "firing", ("A", "info"): "firing"}
-    second.evaluate(120, bad=1)
-    second.evaluate(180, bad=1)
+    second.evaluate(60, bad=1)
     page, info = second.watch.describe()["active"]
     assert ("held_until" in page, "held_until" in info) == (False, True)
 

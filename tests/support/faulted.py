@@ -74,7 +74,7 @@ def configuration(directory: Path, mcp_port: int, ops_port: int) -> ProductionCo
         retry=RetryConfig(max_retries=1, base_delay_ms=5, max_delay_ms=5),
         circuit_breaker=quick,
         circuit_sharing=CircuitSharingConfig(storage_uri=NOBODY),
-        monitoring=MonitoringConfig(alert_check_interval_seconds=0.5),
+        monitoring=MonitoringConfig(alert_check_interval_seconds=0.5, enable_performance_tracking=True),
         alerting=AlertingConfig(
             rule_files=(rules,),
             notify={"nobody": NotifyConfig(url=SecretStr("http://127.0.0.1:1"), max_retries=0)},

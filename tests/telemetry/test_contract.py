@@ -106,7 +106,9 @@ def configuration(rule_file: Path) -> ProductionConfig:
         retry=RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
         circuit_breaker=CircuitBreakerConfig(failure_threshold=2),
         circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr("redis://127.0.0.1:1/0")),  # nobody there
-        monitoring=MonitoringConfig(log_level="debug", alert_check_interval_seconds=1000),
+        monitoring=MonitoringConfig(
+            log_level="debug", alert_check_interval_seconds=1000, enable_performance_tracking=True
+        ),
         alerting=AlertingConfig(
             rule_files=(rule_file,),
             notify={"nobody": NotifyConfig(url=SecretStr("http://127.0.0.1:1"), max_retries=0)},

@@ -19,6 +19,7 @@ from llmkg_otel.alerting.promql.parse import shorten
 from llmkg_otel.alerting.promql.plans import (
     Plan,
     ScalarPlan,
+    Sides,
     TextPlan,
     Traits,
     VectorPlan,
@@ -167,7 +168,8 @@ def _binary(node: Any, depth: int) -> Plan:
         number, first, second = scalar_scalar(operator), left.run, right.run
         return ScalarPlan(lambda moment: number(first(moment), second(moment)), traits)
     if isinstance(left, VectorPlan) and isinstance(right, VectorPlan):
-        return VectorPlan(_vectors(operator, left, right, matching, as_bool=as_bool), traits)
+        run = _vectors(operator, left, right, matching, as_bool=as_bool)
+        return VectorPlan(run, traits, sides=_sides(operator, left, right, matching))
     if isinstance(left, VectorPlan) and isinstance(right, ScalarPlan):
         return VectorPlan(_mixed(operator, left, right, swapped=False, as_bool=as_bool), traits)
     if isinstance(left, ScalarPlan) and isinstance(right, VectorPlan):
@@ -192,6 +194,14 @@ def _vectors(
         return lambda moment: unique(combine(first(moment), second(moment), matching))
     apply = vector_vector(operator, matching, as_bool=as_bool)
     return lambda moment: apply(first(moment), second(moment))
+
+
+def _sides(operator: str, left: VectorPlan, right: VectorPlan, matching: Matching) -> Sides | None:
+    if operator not in ("and", "or"):
+        return None
+    combine = SET_OPERATORS[operator]
+    on_all = not matching.on and not matching.labels
+    return Sides(operator, left, right, on_all, lambda first, second: combine(first, second, matching))
 
 
 def _matching(node: Any) -> Matching:

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from llmkg_otel.alerting.promql.evaluation import Moment
     from llmkg_otel.alerting.promql.values import Labels, Vector, Window
 
-__all__ = ["Plan", "RangePlan", "ScalarPlan", "TextPlan", "Traits", "VectorPlan", "combined", "remembered"]
+__all__ = [
+    "Plan",
+    "RangePlan",
+    "ScalarPlan",
+    "Sides",
+    "TextPlan",
+    "Traits",
+    "VectorPlan",
+    "combined",
+    "remembered",
+]
 
 _LONGEST_KEY = 200
 
@@ -22,11 +32,24 @@ class Traits(NamedTuple):
 
     Plans of one `key` give the same answer at the same moment. `reach` is how many milliseconds before
     the evaluation its oldest sample can be, and `reads` the metric names it selects (None: not known).
+    `fill` is how many milliseconds the samples must go back for its answer to be the true one: of what
+    each collection has, the newest sample is enough.
     """
 
     key: str
     reach: float = 0
     reads: frozenset[str] | None = frozenset()
+    fill: float = 0
+
+
+class Sides(NamedTuple):
+    """The operands of `and` and of `or`; `on_all` is whether the labels that are matched are all of them."""
+
+    operator: str
+    left: VectorPlan
+    right: VectorPlan
+    on_all: bool
+    combine: Callable[[Vector, Vector], Vector]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +70,15 @@ class TextPlan:
 
 @dataclass(frozen=True, slots=True)
 class VectorPlan:
-    """Gives an instant vector, which nobody changes. `absent_labels` are what absent() answers with."""
+    """Gives an instant vector, which nobody changes. `absent_labels` are what absent() answers with.
+
+    `sides` are what it is made of if it is an `and` or an `or`.
+    """
 
     run: Callable[[Moment], Vector]
     traits: Traits
     absent_labels: Labels = ()
+    sides: Sides | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +96,20 @@ Plan = ScalarPlan | TextPlan | VectorPlan | RangePlan
 def combined(key: str, parts: Iterable[Plan]) -> Traits:
     """Return the traits of a plan made of others; `key` must name them all, by their own keys."""
     reach: float = 0
+    fill: float = 0
     reads: frozenset[str] | None = frozenset()
     for part in parts:
         reach = max(reach, part.traits.reach)
+        fill = max(fill, part.traits.fill)
         reads = None if reads is None or part.traits.reads is None else reads | part.traits.reads
     if len(key) > _LONGEST_KEY:
         key = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
-    return Traits(key, reach, reads)
+    return Traits(key, reach, reads, fill)
 
 
 def remembered(plan: VectorPlan) -> VectorPlan:
     """Return the plan, which other expressions of the same evaluation take the answer of."""
-    (key, _, reads), run = plan.traits, plan.run
+    key, reads, run = plan.traits.key, plan.traits.reads, plan.run
 
     def recall(moment: Moment) -> Vector:
         results = moment.evaluation.results

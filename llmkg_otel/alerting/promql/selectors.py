@@ -58,7 +58,8 @@ class _Selector(NamedTuple):
         told = [(each.name, each.operator, each.value) for each in self.matchers]
         traits = combined(f"{what} {self.name!r} {told} {self.place.at} {self.place.offset}", ())
         reads = None if self.name is None else frozenset({self.name})
-        return Traits(traits.key, self.place.reach(width), reads)
+        fill = width if what.startswith("range") else 0
+        return Traits(traits.key, self.place.reach(width), reads, self.place.reach(fill))
 
 
 def instant_selector(node: Any) -> VectorPlan:

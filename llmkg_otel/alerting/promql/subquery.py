@@ -41,7 +41,8 @@ def subquery(node: Any, inner: VectorPlan) -> RangePlan:
 
     key = f"{inner.traits.key}[{width}:{step}] {place.at} {place.offset}"
     traits = combined(key, [inner])
-    return RangePlan(run, Traits(traits.key, place.reach(width + inner.traits.reach), traits.reads))
+    reach, fill = (place.reach(width + inner) for inner in (traits.reach, traits.fill))
+    return RangePlan(run, Traits(traits.key, reach, traits.reads, fill))
 
 
 def _gather(inner: VectorPlan, moment: Moment, steps: Iterable[int]) -> list[Series]:
