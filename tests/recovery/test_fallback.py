@@ -123,7 +123,7 @@ async def test_rungs_come_after_the_retries(system: ProductionSystem) -> None:
     assert seen == {"engine": 3, "cached": 1}
 
 
-async def test_a_rung_has_what_is_left_of_the_time_and_no_more(make_system: MakeSystem) -> None:
+async def test_a_rung_has_the_time_of_an_attempt_and_no_more_than_is_left(make_system: MakeSystem) -> None:
     quick = OperationConfig(
         timeout=0.2, circuit_breaker=CircuitBreakerConfig(timeout=0.02), retry=RetryConfig(max_retries=0)
     )
@@ -139,8 +139,9 @@ async def test_a_rung_has_what_is_left_of_the_time_and_no_more(make_system: Make
     run = system.execute_protected_operation
     with everything_given_back(system):
         assert await run("ask", forever, fallbacks={"cached": cached}) == "of yesterday"
+        assert await run("ask", forever, fallbacks={"slow": forever, "cached": cached}) == "of yesterday"
         with pytest.raises(OperationTimeoutError) as caught:
-            await run("ask", forever, fallbacks={"slow": forever, "cached": cached})
+            await run("ask", forever, fallbacks={"slow": forever, "slower": forever})
     assert caught.value.kind == "attempt"
 
 
