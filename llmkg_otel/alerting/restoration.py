@@ -2,8 +2,8 @@
 
 Source: Prometheus 3.5 `rules/group.go`, RestoreForState, with its defaults of the outage tolerance and the
 grace period. Its samples survive a restart, ours do not. So a firing alert is held until its rule has all
-the samples that it looks back on, or enough to rule it out; and a pending one finds its past when it is first active again, where
-Prometheus looks at the second evaluation only.
+the samples that it looks back on, or enough to rule it out; and a pending one finds its past when it is
+first active again, where Prometheus looks at the second evaluation only.
 """
 
 from __future__ import annotations
