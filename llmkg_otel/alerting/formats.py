@@ -241,7 +241,25 @@ def _convert(found: re.Match[str], value: Any) -> str:
         return f"%{flags}{width}{'.' + precision if precision else ''}{verb.replace('v', 'g')}" % value
     if verb in _VERBS.get(_go_type(value), "v") and precision is None:
         return f"%{flags}{width}{'d' if isinstance(value, int) else 's'}" % _printable(value)
-    return f"%!{verb}({_go_type(value)}={go_value(value)})"
+    return f"%!{verb}({_go_type(value)}={_complained(found, value)})"
+
+
+def _complained(found: re.Match[str], value: float | str) -> str:
+    """Return a value as Go prints it in its complaint: by %v, with the width and precision of the verb."""
+    flags, width, precision = found["flags"], int(found["width"] or 0), found["precision"]
+    sign, zeros = "", "0" in flags and "-" not in flags
+    if isinstance(value, str):
+        text = value if precision is None else value[: int(precision)]
+    elif not math.isfinite(value):
+        text, zeros = _signed(value, flags), False
+    else:
+        sign = "-" if math.copysign(1, value) < 0 else "+" if "+" in flags else " " if " " in flags else ""
+        verb = "d" if isinstance(value, int) else "g"
+        text = go_value(abs(value)) if precision is None else f"%.{precision}{verb}" % abs(value)
+        zeros = zeros and not (verb == "d" and precision is not None)
+    if zeros:
+        text = text.rjust(width - len(sign), "0")
+    return (sign + text).ljust(width) if "-" in flags else (sign + text).rjust(width)
 
 
 def _signed(value: float, flags: str) -> str:

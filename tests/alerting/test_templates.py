@@ -99,6 +99,15 @@ def test_humanize_functions_print_as_prometheus_does(function: str, value: float
         ("{{ toUpper `Straße ŉ ᾳ ﬁ é` }}", "STRAßE ŉ ᾼ ﬁ É"),
         ("{{ toLower `ΔΣ İ` }}", "δ\u03c3 i"),
         ("{{ title `ǆ ß éa ﬁ` }}", "ǅ Ss Éa Fi"),
+        (
+            '{{ printf "%9d|%-9d|%+09d" $value $value $value }}',
+            "%!d(float64=1.2345675e+06)|%!d(float64=1.2345675e+06)|%!d(float64=+1.2345675e+06)",
+        ),
+        (
+            '{{ printf "%9.2f|%-9f|%09f" $labels.b $labels.b $labels.b }}',
+            "%!f(string=        2)|%!f(string=2        )|%!f(string=000000002)",
+        ),
+        ('{{ printf "%09f|%09.2f|%+9f" 5 5 5 }}', "%!f(int=000000005)|%!f(int=       05)|%!f(int=       +5)"),
         ('{{ printf "%s" $labels }}', "map[__name__:up b:2 job:api gate-way]"),
         ('{{ printf "%-3s|" $labels }}', "map[__name__:up  b  :2   job:api gate-way]|"),
         ("{{ humanize `-Infinity` }} {{ humanize `inf` }} {{ humanize `NaN` }}", "-Inf +Inf NaN"),
