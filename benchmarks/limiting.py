@@ -7,8 +7,8 @@ shared      a hit of `limits` on its RedisStorage (fixed window, its cheapest), 
 processes   four processes and one limit of 1,000 a second, for 10 s, at twice and at 0.9 of it: how many
             calls are admitted, of what burst and rate allow, and round trips by the server's own count
 stopped     the longest wait while the server is stopped (SIGSTOP), of 8 callers at a time
-memory      what a million distinct users take: our table, the same twice (both generations, the worst
-            case), and a dictionary
+memory      what a process grows by for a million distinct users, by strategy, at worst (calls in two periods:
+            both generations), a moving window by calls in its period; and for a dictionary of as many floats
 
 throttled-py is left out where it is not installed (`uv pip install throttled-py`), and what is shared where
 there is no redis-server.
@@ -28,10 +28,12 @@ import socket
 import subprocess
 import sys
 import time
-import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from _measure import Contestant, Times, aligned, alternate, machine, table, verdict
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage, storage_from_string
@@ -44,13 +46,13 @@ from limits.strategies import (
 
 from llmkg_otel.config import RateLimitConfig, RateLimitRule
 from llmkg_otel.errors import RateLimitedError
+from llmkg_otel.limiting.plan import make_limiter
 from llmkg_otel.limiting.rates import RateLimits, make_rate_limits
-from llmkg_otel.limiting.token_bucket import TokenBuckets
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from llmkg_otel.limiting.plan import Levels
+    from llmkg_otel.limiting.plan import Levels, Limiter
 
 PLENTY: dict[str, Any] = {"requests_per_second": 1e9, "burst_capacity": 10**9}
 A_LOT = 10**6
@@ -259,30 +261,42 @@ def processes(seconds: float) -> Iterator[str]:
         yield verdict(f"{mode}, server stopped: wait", longest * 1e3, 60, at_most=True, unit=" ms")
 
 
-def mebibytes(fill: Callable[[], object]) -> float:
+def grown(fill: Callable[..., object], *arguments: object) -> float:
+    """Return by how many MiB the resident set of a new process grows."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(growth, fill, *arguments).result()
+
+
+def growth(fill: Callable[..., object], *arguments: object) -> float:
+    before = psutil.Process().memory_info().rss
+    kept = fill(*arguments)
     gc.collect()
-    tracemalloc.start()
-    kept = fill()
-    taken = tracemalloc.get_traced_memory()[0] / 2**20
-    tracemalloc.stop()
+    after = psutil.Process().memory_info().rss
     del kept
-    return taken
+    return (after - before) / 2**20
 
 
-def a_million(generations: int) -> TokenBuckets:
-    buckets = TokenBuckets(RateLimitRule(requests_per_second=1, burst_capacity=3600))
-    for generation in range(generations):
-        for user in range(USERS):
-            buckets.take(generation * 3601.0 + 1.0, 1, hash(f"user {user}"))
-    return buckets
+def called(strategy: str, users: int, calls: int, periods: int) -> Limiter:
+    """Return a limiter after so many calls of each user in each period."""
+    rule = RateLimitRule(requests_per_second=1, burst_capacity=3600, strategy=strategy)
+    limiter = make_limiter(rule, "user")
+    for period in range(periods):
+        for call in range(calls):
+            for user in range(users):
+                limiter.take(3600.0 * (period + 1) + call, 1, hash(f"user {user}"))
+    return limiter
+
+
+def a_dictionary() -> dict[int, float]:
+    return {hash(f"user {user}"): user + 0.5 for user in range(USERS)}
 
 
 def memory() -> dict[str, float]:
-    return {
-        "ours, once each": mebibytes(lambda: a_million(1)),
-        "ours, in both generations": mebibytes(lambda: a_million(2)),
-        "a dictionary": mebibytes(lambda: {hash(f"user {user}"): user + 0.5 for user in range(USERS)}),
-    }
+    strategies = ("token_bucket", "fixed_window", "sliding_window")
+    few = {name.replace("_", " "): grown(called, name, USERS, 1, 2) for name in strategies}
+    few |= {f"moving window, {n} each": grown(called, "moving_window", USERS, n, 1) for n in (1, 3)}
+    many = {"moving window, 30 each, 100,000 users": grown(called, "moving_window", USERS // 10, 30, 1)}
+    return few | many | {"a dictionary": grown(a_dictionary)}
 
 
 def main() -> None:
@@ -309,8 +323,8 @@ def main() -> None:
         print(verdict(f"{REDIS} / {LEASES}", cheaper, LEASES_CHEAPER, at_most=False))
         print()
         print("\n".join(processes(options.seconds)))
-    most = taken["ours, in both generations"]
-    print(verdict("a million users", most, MEBIBYTES_AT_MOST, at_most=True, unit=" MiB"))
+    for name, most in list(taken.items())[:5]:
+        print(verdict(f"a million users, {name}", most, MEBIBYTES_AT_MOST, at_most=True, unit=" MiB"))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from limits.storage import Storage, storage_from_string
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["STORE_SECONDS", "open_async_storage", "open_storage"]
+__all__ = ["STORE_SECONDS", "clients_of", "open_async_storage", "open_storage"]
 
 STORE_SECONDS = 0.05
 """How long one exchange with a shared store may take, connecting included, before it counts as down."""
@@ -41,6 +41,15 @@ def open_async_storage(uri: str, key_prefix: str) -> AsyncStorage:
     return opened
 
 
+def clients_of(client: Any) -> Sequence[Any]:
+    """Return what is to be closed: a client, and those that ask sentinels where its server is.
+
+    Closing the first closes none of the others.
+    """
+    pool = getattr(client, "connection_pool", None)  # a cluster's client has none
+    return [client, *getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())]
+
+
 def _open(uri: str, shown: str, key_prefix: str, seconds: float, **options: Any) -> Storage | AsyncStorage:
     scheme = shown.partition("://")[0]
     if not scheme.startswith(("redis", "valkey")):
@@ -62,8 +71,11 @@ def _impatient(scheme: str, seconds: float) -> Mapping[str, Any]:
     """Return client options for so many seconds: on a hung server the defaults block for 5 to 25 s."""
     library = "valkey" if scheme.startswith("valkey") else "redis"
     backoff, retry = import_module(f"{library}.backoff"), import_module(f"{library}.retry")
-    return {
+    options = {
         "socket_timeout": seconds,
         "socket_connect_timeout": seconds,
         "retry": retry.Retry(backoff.NoBackoff(), 0),
     }
+    if scheme.endswith("+sentinel"):  # the clients of the sentinels take none of the others
+        options["sentinel_kwargs"] = dict(options)
+    return options

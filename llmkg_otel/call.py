@@ -52,6 +52,8 @@ class Call:
     for the rate limits. `attempts` counts times the engine was called, and `attempt_seconds` is what the
     last failed one took. `ended` is True once the outcome is decided: what the call started and still
     runs is on its own.
+    `cut_short` and `cancelled` say of the last failed attempt that our timer, or somebody outside, cancelled
+    it, whatever the engine made of that.
     `parent` is the call around it. `task` is the task it runs in, None in a thread; `threads` are the
     outcomes of the threads that ran sync operations for it, or within it. `fallback` is the rung of the
     fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP
@@ -62,9 +64,11 @@ class Call:
     __slots__ = (
         "attempt_seconds",
         "attempts",
+        "cancelled",
         "correlation_id",
         "cost",
         "criticality",
+        "cut_short",
         "deadline",
         "ended",
         "failure",
@@ -125,6 +129,7 @@ class Call:
         self.span_owner = span_owner
         self.attempts = 0
         self.attempt_seconds = 0.0
+        self.cut_short = self.cancelled = False
         self.ended: bool = False
         self.parent = parent
         self.span: Any = None

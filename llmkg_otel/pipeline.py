@@ -193,7 +193,7 @@ class Pipeline:
                 raise
             last = raised
         try:
-            return await fall_back(call, last, ladder, self._observer)
+            return await fall_back(call, last, ladder, self._observer, op.attempt_timeout)
         finally:
             del last
 
@@ -219,8 +219,8 @@ class Pipeline:
             del last
 
     def _is_final(self, op: Operation, call: Call, failure: Exception) -> bool:
-        """Say whether a first failure is not tenacity's business: not reached, or the caller's mistake."""
-        if call.attempts == 0:
+        """Say whether a first failure is not for tenacity: not reached, cancelled, the caller's mistake."""
+        if call.attempts == 0 or call.cancelled:
             return True
         if isinstance(failure, self.caller_errors):
             op.retry.count("not_retryable")
@@ -247,8 +247,9 @@ class Pipeline:
         try:
             result = await body()
         except BaseException as raised:
-            late = watch.stop(call) and task.uncancel() <= cancelling
-            cancelled = isinstance(raised, asyncio.CancelledError) and task.cancelling() <= cancelling
+            late = call.cut_short = watch.stop(call) and task.uncancel() <= cancelling
+            call.cancelled = task.cancelling() > cancelling
+            cancelled = isinstance(raised, asyncio.CancelledError) and not call.cancelled
             other = _made_of(op, call, seconds, late=late) if cancelled else None
             self._report(op, call, ticket, other or raised, started, cut_after=seconds if late else 0.0)
             self._learn(op, began, counts=isinstance(other, OperationTimeoutError) and not call.hurried)
@@ -351,7 +352,7 @@ class Pipeline:
         return isinstance(error, CircuitOpenError) or self._blames_engine(error, call)
 
     def _blames_engine(self, error: BaseException, call: Call) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, self.caller_errors):
+        if not isinstance(error, Exception) or isinstance(error, self.caller_errors) or call.cancelled:
             return False
         if isinstance(error, OperationTimeoutError) and error.kind == "deadline" and call.hurried:
             return False  # it had less time than it is allowed

@@ -79,7 +79,8 @@ class AlertWatch:
         self._external_url = config.alerting.external_url
         self._on_evaluated = on_evaluated
         self._failing_trace, self._trace_link = failing_trace, config.alerting.trace_link
-        self._channels = make_channels(config.alerting.notify if self._enabled else {}, on_told, quietly)
+        places = config.alerting.notify if self._enabled else {}
+        self._channels = make_channels(places, on_told, quietly, stale_after=3 * interval)
 
     def start(self) -> None:
         """Begin to evaluate, on a thread of its own, unless `no_data` says why there will never be any."""
@@ -163,7 +164,7 @@ class AlertWatch:
             )
         if self._state is not None and (unsaved := self._state.problem) is not None:
             failures.append(unsaved)
-        return failures
+        return failures + [problem for channel in self._channels for problem in channel.problems()]
 
     def describe(self) -> dict[str, Any]:
         """Return the number of rules, the alerts that are active, and what became of others, JSON-ready."""

@@ -38,8 +38,10 @@ class Shared:
     """A plan as the store knows it: `whole` has the rules undivided.
 
     `places` are how each rule's key begins, and whether a user's hash ends it; `arguments` what decide.lua
-    is told of the rules. `closed` and `open` are the levels of the rules that refuse, and that let
-    through, without the store.
+    is told of the rules. A place has no limit in it: instances with the old and with the new one share it.
+    It has the period of a window, whose counts mean nothing to one of another, and tells rules of one level
+    and strategy apart by their order. `closed` and `open` are the levels of the rules that refuse, and that
+    let through, without the store.
     """
 
     whole: Plan
@@ -52,13 +54,14 @@ class Shared:
     def of(cls, operation: str, members: Iterable[tuple[RateLimitRule, Policy]]) -> Shared:
         """Compile rules with their levels."""
         rules, policies = tuple(zip(*members, strict=True)) or ((), ())
-        places, arguments = [], []
+        places, arguments, alike = [], [], Counter[str]()
         for rule, policy in zip(rules, policies, strict=True):
-            amount = rule.burst if rule.strategy == "token_bucket" else int(rule.burst)
+            bucket = rule.strategy == "token_bucket"
+            kind = f"{policy}:{rule.strategy}" if bucket else f"{policy}:{rule.strategy}:{rule.period:g}"
             whose = f"{operation}:" if policy == "operation" else ""
-            prefix = f"{KEY_PREFIX}{policy}:{rule.strategy}:{amount:g}:{rule.period:g}:{whose}"
-            places.append((prefix, policy == "user"))
-            arguments += [rule.strategy, amount, rule.period * 1e6]
+            places.append((f"{KEY_PREFIX}{kind}:{alike[kind]}:{whose}", policy == "user"))
+            alike[kind] += 1
+            arguments += [rule.strategy, rule.burst if bucket else int(rule.burst), rule.period * 1e6]
         by_mode = {
             mode: tuple(p for r, p in zip(rules, policies, strict=True) if r.on_store_failure == mode)
             for mode in ("fail_closed", "fail_open")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkg_otel._storage import STORE_SECONDS, open_async_storage
+from llmkg_otel._storage import STORE_SECONDS, clients_of, open_async_storage
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -166,9 +166,8 @@ class RateStore:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(STORE_SECONDS):
                 await asyncio.gather(*others, return_exceptions=True)
-                await self._client.aclose()
-                for sentinel in _sentinels(self._client):
-                    await sentinel.aclose()
+                for client in clients_of(self._client):
+                    await client.aclose()
         while self._queue:
             self._queue.popleft().tell(None)
 
@@ -186,12 +185,6 @@ class RateStore:
                     await self._client.ping()
                 self.down = False
                 _log.warning("the store of the rate limits answers again")
-
-
-def _sentinels(client: Any) -> Sequence[Any]:
-    """Return the clients that ask sentinels where the server is: closing its own does not close them."""
-    pool = getattr(client, "connection_pool", None)  # a cluster's client has none
-    return getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
 
 
 _SCRIPTS: tuple[Script, ...] = ("decide", "lease")

@@ -9,13 +9,16 @@ and a test compares them call by call.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
+from itertools import repeat
 from typing import TYPE_CHECKING
 
-from llmkg_otel.limiting.table import FloatTable
+from llmkg_otel.limiting.table import CallTable, FloatTable
 from llmkg_otel.limiting.token_bucket import SLACK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from llmkg_otel.config import RateLimitRule
 
 __all__ = ["FixedWindow", "MovingWindow", "SlidingWindow"]
@@ -106,66 +109,123 @@ class SlidingWindow:
         self._counts.put(key, self._counts[key] - cost)
 
 
+FEW_KEYS = 1 << 12
+"""Keys up to here have a log of their own: ten times the memory of a few calls in a table, and faster."""
+
+FEW_CALLS = 16
+"""A key with more calls than this has one in any case: a search for each of them would take too long."""
+
+
 class _Log:
-    """The calls of the last period: (time, cost), the newest last, and the sum of the costs."""
+    """The calls of the last period, the newest last, and the sum of their costs."""
 
-    __slots__ = ("calls", "used")
+    __slots__ = ("_calls", "_first", "used")
 
-    def __init__(self) -> None:
-        self.calls: deque[tuple[float, int]] = deque()
+    def __init__(self, times: Iterable[float] = ()) -> None:
+        self._calls = array("d")  # time, cost, time, cost...
+        self._first = 0
         self.used = 0
+        for at in times:
+            self.add(at, 1)
+
+    def add(self, now: float, cost: int) -> None:
+        self._calls.extend((now, cost))
+        self.used += cost
+
+    def pop(self) -> None:
+        self.used -= int(self._calls.pop())
+        self._calls.pop()
+
+    def clear(self, now: float, period: float) -> None:
+        """Drop the calls that no longer count; their memory goes when it is half of what there is."""
+        calls, first = self._calls, self._first
+        while first < len(calls) and calls[first] + period <= now:
+            self.used -= int(calls[first + 1])
+            first += 2
+        if 2 * first > len(calls):
+            del calls[:first]
+            first = 0
+        self._first = first
+
+    def __iter__(self) -> Iterator[tuple[float, float]]:
+        """Give each call's time and cost."""
+        for at in range(self._first, len(self._calls), 2):
+            yield self._calls[at], self._calls[at + 1]
 
 
 class MovingWindow:
     """At most the burst in any stretch [t, t + period), by key: every call's time is kept. Not locked.
 
-    A key takes as much memory as it has calls in the period; it is forgotten once it has none.
+    18 bytes for each call of the period. The first FEW_KEYS, and keys with more than FEW_CALLS calls, have
+    logs of their own, at 16 bytes a call and 300 around it; such a log lasts up to two periods longer than
+    its last call.
     """
 
-    __slots__ = ("_amount", "_generation_ends", "_mask", "_new", "_old", "_period", "rule")
+    __slots__ = ("_amount", "_few", "_generation_ends", "_mask", "_new", "_old", "_period", "rule")
 
     def __init__(self, rule: RateLimitRule, *, keyed: bool = True) -> None:
         self.rule = rule
         self._mask = -1 if keyed else 0  # for one window that all share, every key is 0
         self._amount, self._period = int(rule.burst), rule.period
+        self._few = CallTable(self._period)
         self._new: dict[int, _Log] = {}
         self._old: dict[int, _Log] = {}
         self._generation_ends = 0.0
 
     def take(self, now: float, cost: int = 1, key: int = 0) -> float:
         """Take room in the window and return 0.0, or none and return the seconds until there is enough."""
-        if now >= self._generation_ends:
-            self._old, self._new = self._new, {}
-            self._generation_ends = now + self._period
         key &= self._mask
-        log = self._new.get(key)
+        log = self._log_of(key, now)
         if log is None:
-            log = self._new[key] = self._old.pop(key) if key in self._old else _Log()
-        calls = log.calls
-        while calls and calls[0][0] + self._period <= now:
-            log.used -= calls.popleft()[1]
+            times = self._few.times(key, now)
+            calls = len(times) + cost
+            if calls > self._amount:
+                return self._wait(zip(times, repeat(1)), calls - self._amount, now)
+            if times or len(self._new) >= FEW_KEYS:
+                if calls <= FEW_CALLS:
+                    self._few.add(key, now, cost)
+                    return 0.0
+                self._few.forget(key, len(times))
+            log = self._new[key] = _Log(times)
+        log.clear(now, self._period)
         if log.used + cost > self._amount:
-            return self._wait(log, now, cost)
-        calls.append((now, cost))
-        log.used += cost
+            return self._wait(log, log.used + cost - self._amount, now)
+        log.add(now, cost)
         return 0.0
 
     def wait(self, now: float, cost: int = 1, key: int = 0) -> float:
         """Return what `take` would, and take nothing."""
         key &= self._mask
         log = self._new.get(key) or self._old.get(key)
-        return self._wait(log, now, cost) if log is not None else 0.0
+        if log is not None:
+            return self._wait(log, log.used + cost - self._amount, now)
+        times = self._few.times(key, now)
+        return self._wait(zip(times, repeat(1)), len(times) + cost - self._amount, now)
 
-    def put_back(self, cost: int = 1, key: int = 0) -> None:  # noqa: ARG002 - what was taken last knows it
+    def put_back(self, cost: int = 1, key: int = 0) -> None:
         """Undo the last `take` that took some."""
-        log = self._new[key & self._mask]
-        log.used -= log.calls.pop()[1]
+        key &= self._mask
+        if (log := self._new.get(key)) is not None:
+            log.pop()
+        else:
+            self._few.forget(key, cost)
 
-    def _wait(self, log: _Log, now: float, cost: int) -> float:
-        excess, leaves = log.used + cost - self._amount, 0.0
-        for at, taken in log.calls:
+    def _log_of(self, key: int, now: float) -> _Log | None:
+        """Return a key's own log, if it has one: two generations of them, so that the unused leave."""
+        if now >= self._generation_ends:
+            self._old, self._new = self._new, {}
+            self._generation_ends = now + self._period
+        log = self._new.get(key)
+        if log is None and key in self._old:
+            log = self._new[key] = self._old.pop(key)
+        return log
+
+    def _wait(self, calls: Iterable[tuple[float, float]], excess: float, now: float) -> float:
+        """Return the seconds until calls of that cost in all have left, the oldest first."""
+        leaves = 0.0
+        for at, cost in calls:
             if excess <= 0:
                 break
-            excess -= taken
+            excess -= cost
             leaves = at + self._period - now
         return leaves + SLACK if leaves > 0 else 0.0

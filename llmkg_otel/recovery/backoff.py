@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from llmkg_otel.errors import EngineCancelledError, LlmkgOtelError, OperationTimeoutError
@@ -32,9 +33,19 @@ def backoff_seconds(config: RetryConfig, retry: int, random: Callable[[], float]
 
 
 def retry_after_seconds(error: BaseException) -> float:
-    """Return how long the failed service asked to be left alone (its `retry_after`, s), else 0."""
-    after = getattr(error, "retry_after", None)
-    if not isinstance(after, int | float) or not after > 0:  # so that "not a number" is no wish either
+    """Return how long the failed service asked to be left alone (its `retry_after`, s), else 0.
+
+    A number of seconds or a timedelta; anything else is no wish.
+    """
+    try:
+        after = getattr(error, "retry_after", None)
+    except Exception:  # noqa: BLE001 - a property that raises must not take the place of the engine's error
+        return 0.0
+    if isinstance(after, timedelta):
+        after = after.total_seconds()
+    if (
+        isinstance(after, bool) or not isinstance(after, int | float) or not after > 0
+    ):  # NaN is no wish either
         return 0.0
     return float(min(after, _FOR_EVER))
 

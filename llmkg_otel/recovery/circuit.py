@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Circuit", "Moves"]
 
+ROUNDING = 1e-9
+"""0.55 of 100 calls is 55.00000000000001 in binary."""
+
 Moves = list[tuple[str, str]]
 """Changes of state, in order: (from, to)."""
 
@@ -212,9 +215,9 @@ class Circuit:
         window = self.window
         if window is None or window.total < self.config.minimum_calls:
             return None
-        if window.failed >= self._failed_share * window.total:
+        if window.failed >= self._failed_share * window.total - ROUNDING:
             return f"{self._failed_share:.0%} of calls failed"
-        if window.slow >= self._slow_share * window.total:
+        if window.slow >= self._slow_share * window.total - ROUNDING:
             return f"{self._slow_share:.0%} of calls were slow"
         return None
 

@@ -20,8 +20,10 @@ Ladder = Mapping[str, Callable[[], Awaitable[T] | T]]
 """Rungs by name, in order. A name goes on the span and the metric: it is code's, never data's."""
 
 
-async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer: Observer) -> T:
-    """Return what the first rung that works gives, within what is left of the call's time.
+async def fall_back(
+    call: Call, failure: Exception, ladder: Ladder[T], observer: Observer, seconds: float
+) -> T:
+    """Return what the first rung that works gives, each within `seconds` and what is left of the call's time.
 
     A rung is tried once, under the call's permits, and past its circuit: it may be another engine, or
     none. When every rung fails, or no time is left, the first failure itself is raised.
@@ -32,7 +34,7 @@ async def fall_back(call: Call, failure: Exception, ladder: Ladder[T], observer:
         task = cast("asyncio.Task[object]", asyncio.current_task())
         cancelling = task.cancelling()
         try:
-            async with asyncio.timeout(call.remaining()):
+            async with asyncio.timeout(min(seconds, call.remaining())):
                 answer = await (rung if is_async(rung) else in_thread(call, rung))()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:

@@ -182,7 +182,10 @@ class _Run:
         error = _failure(state)
         if error is None:
             return False
-        one_attempt = self._call.nested or self._call.left_a_thread
+        call = self._call
+        # What became of an attempt that our timer cut short is unknown, whatever the engine raised then.
+        unknown = call.cut_short and not self._policy.idempotent
+        one_attempt = call.nested or call.left_a_thread or call.cancelled or unknown
         if not one_attempt and self._policy.is_retryable(error) and not isinstance(error, self._final):
             return True
         if isinstance(error, Exception):

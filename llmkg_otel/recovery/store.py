@@ -134,7 +134,10 @@ class CircuitStore:
     def close(self) -> None:
         """Close every connection."""
         if self._opened is not None:
-            self._opened[0].close()
+            from llmkg_otel._storage import clients_of  # noqa: PLC0415 - as in _open
+
+            for client in clients_of(self._opened[0]):
+                client.close()
 
     def _open(self) -> tuple[Any, Any]:
         """Return the client and its script."""

@@ -46,6 +46,9 @@ CORRELATION_KEY = "llmkg/correlation-id"
 TIMEOUT_KEY = "llmkg/timeout-ms"
 """The key of a request's `_meta` that says how long its caller will wait, in milliseconds from now."""
 
+LONGEST_MILLISECONDS = 1e12
+"""More than any operation's own deadline; and an int may be too large for a float."""
+
 CRITICALITY_KEY = "llmkg/criticality"
 """The key of a request's `_meta` that says how much it matters: critical, default or sheddable."""
 
@@ -237,7 +240,7 @@ def _allowed_seconds(context: MiddlewareContext[Any]) -> float | None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
         raise InvalidInputError(f"_meta {TIMEOUT_KEY!r} should be a number of milliseconds above 0")
-    return given / 1000
+    return min(given, LONGEST_MILLISECONDS) / 1000
 
 
 def _criticality(context: MiddlewareContext[Any]) -> Criticality | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.receiver import Receiver, receiving
 from support.servers import wait_until
 
-from llmkg_otel.alerting.notify import make_channels
+from llmkg_otel.alerting.notify import Channel, make_channels
 from llmkg_otel.alerting.notify.grouping import Grouping
-from llmkg_otel.alerting.notify.message import Notice
+from llmkg_otel.alerting.notify.message import DeliveryError, Message, Notice
 from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
 from llmkg_otel.errors import ConfigurationError
 
@@ -35,6 +36,16 @@ def notice(name: str, **labels: str) -> Notice:
     return Notice(tuple(sorted({"alertname": name, **labels}.items())), (("summary", "s"),), NOW, None)
 
 
+def take(grouping: Grouping, now: float, *, arrives: bool = False) -> list[Any]:
+    taken = []
+    while (key := grouping.next_group(now)) is not None:
+        if (notices := grouping.take(key, now)) is not None:
+            taken.append((key, notices))
+            if arrives:
+                grouping.delivered(key, notices, now)
+    return taken
+
+
 def names(taken: Any) -> list[list[tuple[str, str]]]:
     return [
         [
@@ -53,10 +64,7 @@ def test_a_group_waits_repeats_and_tells_what_is_new_or_resolved() -> None:
     one, two = notice("A", op="x"), notice("B", op="x")
 
     def told(at: float) -> list[list[tuple[str, str]]]:
-        taken = grouping.take(at)
-        for key, notices in taken:
-            grouping.delivered(key, notices, at)
-        return names(taken)
+        return names(take(grouping, at, arrives=True))
 
     grouping.update([one, notice("C", op="y")], 0)
     assert (grouping.next_due(), told(9)) == (10, [])
@@ -76,21 +84,143 @@ def test_an_alert_that_came_and_went_before_it_was_told_is_never_told() -> None:
     grouping = Grouping(NotifyConfig(group_wait_seconds=10))
     grouping.update([notice("A")], 0)
     grouping.update([], 5)
-    assert grouping.take(10) == []
+    assert take(grouping, 10) == []
 
 
 def test_without_send_resolved_only_firing_alerts_are_told() -> None:
     grouping = Grouping(NotifyConfig(send_resolved=False))
     grouping.update([notice("A")], 0)
-    for key, notices in grouping.take(0):
-        grouping.delivered(key, notices, 0)
+    take(grouping, 0, arrives=True)
     grouping.update([], 1)
-    assert grouping.take(100) == []
+    assert take(grouping, 100) == []
 
 
 def test_a_channel_holds_so_many_alerts_and_counts_the_rest() -> None:
     grouping = Grouping(NotifyConfig(max_alerts=2))
     assert grouping.update([notice(name) for name in "ABCDE"], 0) == 3
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_storm_leaves_room_for_a_critical_alert_and_for_each_alertname(late: bool) -> None:
+    grouping = Grouping(NotifyConfig(max_alerts=10))
+    storm = [notice("Storm", i=str(i), severity="info") for i in range(50)]
+    others = [notice("Other", severity="info"), notice("Down", severity="critical")]
+    if late:
+        grouping.update(storm, 0)
+        take(grouping, 0, arrives=True)
+    assert grouping.update([*storm, *others], 1) == 42
+    [(_, notices)] = take(grouping, 1)
+    told = [dict(each.labels)["alertname"] for each in notices]
+    assert sorted(told) == ["Down", "Other", *["Storm"] * 8]
+
+
+def test_what_is_not_evaluated_any_more_is_not_repeated() -> None:
+    grouping = Grouping(NotifyConfig(repeat_interval_seconds=60), stale_after=90)
+    grouping.update([notice("A")], 0)
+    take(grouping, 0, arrives=True)
+    assert names(take(grouping, 80, arrives=True)) == [[("A", "firing")]]
+    assert take(grouping, 150) == []
+    grouping.update([notice("A")], 151)
+    assert names(take(grouping, 151)) == [[("A", "firing")]]
+
+
+class Place:
+    """A target on a clock that a test moves: what it got, and what it answers by alertname."""
+
+    def __init__(self, **options: Any) -> None:
+        self.at, self.ahead = 0.0, NOW
+        self.answers: dict[str, DeliveryError] = {}
+        self.tried: list[tuple[float, str]] = []
+        self.got: list[tuple[float, str, Notice]] = []
+        self.told: list[str | None] = []
+        self.channel = Channel(
+            "pager",
+            NotifyConfig(**options),
+            self,
+            lambda _, error: self.told.append(error),
+            clock=lambda: self.at + self.ahead,
+            pace=lambda: self.at,
+        )
+
+    def send(self, message: Message, now: float) -> None:
+        for each in message.notices:
+            name = dict(each.labels)["alertname"]
+            self.tried.append((self.at, name))
+            if name in self.answers:
+                raise self.answers[name]
+        for each in message.notices:
+            self.got.append((now, dict(each.labels)["alertname"], each))
+
+    def until(self, at: float) -> None:
+        while self.at < at:
+            self.at += 0.25
+            self.channel.send_due()
+
+
+HOOK: dict[str, Any] = {"kind": "webhook", "group_wait_seconds": 0, "group_interval_seconds": 1}
+
+
+def test_a_clock_that_is_set_back_delays_no_alert_and_no_time_lies_ahead() -> None:
+    place = Place()
+    place.ahead += 86_400
+    place.channel.tell([replace(notice("A"), starts_at=NOW + 86_400)])
+    place.until(1)
+    place.ahead -= 86_400
+    place.channel.tell([replace(notice("A"), starts_at=NOW + 86_400), notice("B")])
+    place.until(3)
+    told, names_told = place.got[-1][0], [name for _, name, _ in place.got]
+    assert names_told == ["A", "A", "B"]
+    assert all(each.starts_at <= at for at, _, each in place.got)
+    assert told < NOW + 3
+
+
+def test_a_group_that_fails_holds_up_no_other() -> None:
+    place = Place(**HOOK)
+    place.answers["Poison"] = DeliveryError("500", retryable=True)
+    place.channel.tell([notice("Poison")])
+    place.until(1)
+    place.channel.tell([notice("Poison"), notice("Down")])
+    place.until(1.5)
+    assert [name for _, name, _ in place.got] == ["Down"]
+
+
+def test_after_an_outage_nothing_is_told_that_is_over() -> None:
+    place = Place(**HOOK)
+    place.answers = {name: DeliveryError("OSError", retryable=True) for name in "ABC"}
+    place.channel.tell([notice(name) for name in "ABC"])
+    place.until(2)
+    place.answers = {}
+    place.channel.tell([notice("New")])
+    place.until(120)
+    assert [name for _, name, _ in place.got] == ["New"]
+
+
+def test_a_refusal_that_stays_is_tried_ever_less_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    place = Place()
+    place.answers["A"] = DeliveryError("404", retryable=False)
+    place.channel.tell([notice("A")])
+    place.until(600)
+    assert len(place.tried) == len(place.told) <= 6 + 600 // 60
+    assert [record.getMessage() for record in caplog.records] == ["Alerts are not delivered to pager: 404"]
+    assert place.channel.problems() == ["alerts are not delivered to pager: 404"]
+    place.answers = {}
+    place.until(700)
+    assert (place.channel.problems(), place.got[0][1]) == ([], "A")
+
+
+def test_a_stop_tries_once_each_group_that_waits() -> None:
+    place = Place(**HOOK | {"group_wait_seconds": 30})
+    place.answers["A"] = DeliveryError("503", retryable=True)
+    place.channel.tell([notice("A"), notice("B")])
+    place.channel.stop()
+    place.channel.send_due()
+    assert sorted(name for _, name in place.tried) == ["A", "B"]
+    assert sorted(map(str, place.told)) == ["503", "None"]
+
+
+def test_a_group_of_all_labels_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="group_by"):
+        NotifyConfig(group_by=("...",))
 
 
 def channel(told: list[Any], **options: Any) -> Any:

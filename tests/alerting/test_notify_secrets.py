@@ -15,7 +15,7 @@ from support.servers import wait_until
 from llmkg_otel.alerting.notify import make_channels
 from llmkg_otel.alerting.notify.message import Notice
 from llmkg_otel.cli import main
-from llmkg_otel.config import AlertingConfig, NotifyConfig
+from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -105,14 +105,58 @@ def test_the_command_line_shows_none(
 
 
 @pytest.mark.parametrize(
-    "url", [f"http://user:{SECRET}@host/", f"ftp://{SECRET}", f"http:{SECRET}", f"{SECRET}"]
+    "options",
+    [
+        {"url": f"http://user:{SECRET}@host/"},
+        {"url": f"ftp://{SECRET}"},
+        {"url": f"http:{SECRET}"},
+        {"url": SECRET},
+        {"url": f"http://h/{SECRET}-\u00e9"},
+        {"url": f"http://h/{SECRET} b"},
+        {"url": f"http://[::1/{SECRET}"},
+        {"url": f"http://h:99999/{SECRET}"},
+        {"url": f"http://h:port/{SECRET}"},
+        {"authorization": f"Bearer {SECRET}\nX: y"},
+        {"authorization": f"Bearer {SECRET}\u2026"},
+    ],
 )
-def test_an_address_that_cannot_be_used_is_refused_and_not_quoted(url: str) -> None:
+def test_what_no_request_can_carry_is_refused_when_it_is_loaded_and_not_quoted(
+    options: dict[str, str],
+) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        make_channels({"x": NotifyConfig(kind="webhook", url=url)}, print)
+        ProductionConfig(alerting={"notify": {"x": {"kind": "webhook", **options}}})
     shown = "".join(traceback.format_exception(caught.value))
-    assert "alerting.notify" in shown
+    assert f"alerting.notify.x.{next(iter(options))} = (hidden)" in shown
     assert SECRET not in shown
+
+
+def test_a_secret_that_ends_with_a_newline_is_sent_without_it(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAGER", SECRET + "\n")
+    config = NotifyConfig(
+        kind="webhook", url=receiver.url, authorization="GenieKey ${PAGER}", group_wait_seconds=0
+    )
+    [channel] = make_channels({"x": config}, lambda _name, _error: None)
+    channel.tell([NOTICE])
+    channel.send_due()
+    assert receiver.got[0][1]["Authorization"] == f"GenieKey {SECRET}"
+
+
+def test_an_error_that_nobody_foresaw_is_counted_by_its_type_and_not_quoted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[str | None] = []
+
+    def fails(*_arguments: object, **_options: object) -> None:
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr("urllib.request.Request", fails)
+    [channel] = make_channels({"x": NotifyConfig()}, lambda _, error: ends.append(error))
+    channel.tell([NOTICE])
+    channel.send_due()
+    assert ends == ["ValueError"]
+    assert SECRET not in caplog.text
 
 
 def test_a_redirect_is_not_followed_for_the_header_would_go_with_it(receiver: Receiver) -> None:

@@ -11,7 +11,7 @@ import pytest
 from support.servers import wait_until
 
 from llmkg_otel.alerting.watch import AlertWatch
-from llmkg_otel.config import AlertingConfig, ProductionConfig
+from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,3 +146,16 @@ def test_a_notice_links_to_its_expression_in_the_prometheus_that_is_configured(
     ]
     watch._loop.run_once()
     assert [notice.generator_url for notice in told] == [link]
+
+
+def test_a_channel_that_tells_nobody_is_an_error_of_alerting(tmp_path: Path) -> None:
+    alerting = AlertingConfig(
+        default_rules=False,
+        rule_files=(rule(tmp_path, "vector(1)"),),
+        notify={"pager": NotifyConfig(url="http://127.0.0.1:1", max_retries=0)},
+    )
+    observer: Any = type("Deaf", (), {"on_event": lambda *_arguments: None})()
+    watch = AlertWatch(ProductionConfig(alerting=alerting), list, observer, lambda _seconds: None)
+    watch._loop.run_once()
+    watch._channels[0].send_due()
+    assert watch.errors() == ["alerts are not delivered to pager: ConnectionRefusedError"]

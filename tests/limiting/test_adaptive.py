@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -9,6 +12,10 @@ from support.overload import SHAPES, Simulation
 
 from llmkg_otel.limiting.adaptive import FIRST_LIMIT, AdaptiveLimit, Began
 from llmkg_otel.testing import FakeClock
+
+if TYPE_CHECKING:
+    from llmkg_otel.errors import OverloadedError
+    from llmkg_otel.limiting.waiting import Criticality
 
 WARM_CALLS, CALLS = 4000, 5000
 """What an engine at full work does before it is looked at, and while."""
@@ -109,3 +116,43 @@ def test_the_limit_never_leaves_its_bounds(
             ended, which, counted = running.pop(0)
             limit.end(ended, which, counts=counted)
         assert minimum <= limit.permits <= limit.limit <= maximum
+
+
+@pytest.mark.parametrize("name", ["fixed", "cache hits and slow calls", "slow"])
+def test_while_a_critical_call_waits_or_is_refused_no_call_that_matters_less_gets_what_it_needs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a permit nor, if it meets a full queue, a place in it."""
+    shape = SHAPES[name]
+    simulation = Simulation(shape, 10, 8.0, 1)
+    pool, queue = simulation.pool, simulation.pool._queue
+    pool.max_queued = 3
+    take, refuse = pool._take, pool._refusal
+    refused: Counter[tuple[str, str]] = Counter()
+
+    def taking(criticality: Criticality) -> None:
+        assert criticality == "critical" or not queue._waiting["critical"]
+        take(criticality)
+
+    def refusing(
+        operation: str, criticality: Criticality, reason: str, seconds: float = 0.0
+    ) -> OverloadedError:
+        refused[reason, criticality] += 1
+        if criticality == "critical":
+            assert not queue._waiting["default"]
+            assert not queue._waiting["sheddable"]
+        return refuse(operation, criticality, reason, seconds)
+
+    monkeypatch.setattr(pool, "_take", taking)
+    monkeypatch.setattr(pool, "_refusal", refusing)
+    make_room = queue.make_room_for
+
+    def making_room(criticality: Criticality) -> bool:
+        made = make_room(criticality)
+        refused["made_room", criticality] += made
+        return made
+
+    monkeypatch.setattr(queue, "make_room_for", making_room)
+    simulation.run(400 * shape.mean)
+    assert refused["queue_full", "critical"] > 0
+    assert refused["made_room", "critical"] > 0

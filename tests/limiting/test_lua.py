@@ -113,6 +113,55 @@ def test_a_server_clock_that_steps_back_mints_nothing_and_refuses_for_a_period_a
     assert decide(START - back + wait + 2e-6, 1)[0] == 0
 
 
+def admits(rule: RateLimitRule, other: RateLimitRule, admitted: list[tuple[float, int]]) -> bool:
+    """Say whether no stretch of time has more calls than the larger of both rules lets through."""
+    most = max(rule.burst, other.burst) + 1e-3
+    rate = max(rule.requests_per_second, other.requests_per_second)
+    period = rule.period
+    ends = range(1, len(admitted) + 1)
+    if rule.strategy == "token_bucket":
+        stretches = [admitted[first:end] for end in ends for first in range(end)]
+        return all(sum(c for _, c in s) <= most + rate * (s[-1][0] - s[0][0]) for s in stretches)
+    if rule.strategy == "moving_window":
+        return all(
+            sum(c for at, c in admitted[:end] if at + period > admitted[end - 1][0] + 1e-3) <= most
+            for end in ends
+        )
+    by_window = Counter[int]()
+    for at, cost in admitted:
+        by_window[int(at // period)] += cost
+    return all(count <= most for count in by_window.values())
+
+
+@ON_REDIS
+@given(
+    rule=RULES,
+    burst=st.integers(8, 24),
+    factor=st.sampled_from([0.125, 1, 4]),
+    calls=st.lists(st.tuples(GAPS, st.integers(1, 8), st.booleans()), max_size=40),
+)
+def test_instances_with_an_old_and_a_new_limit_together_admit_no_more_than_the_larger_one(
+    run: Callable[[str], Run],
+    rule: RateLimitRule,
+    burst: int,
+    factor: float,
+    calls: list[tuple[float, int, bool]],
+) -> None:
+    if rule.strategy == "token_bucket":
+        changes = {"burst_capacity": burst, "requests_per_second": rule.requests_per_second * factor}
+    else:  # more in as long a window
+        changes = {"burst_capacity": burst, "requests_per_second": burst / rule.period}
+    new = RateLimitRule(**{**rule.model_dump(), **changes})
+    name = f"rolled{next(_fresh)}"
+    deciders, now = [decision(run("decide"), [each], name) for each in (rule, new)], START
+    admitted: list[tuple[float, int]] = []
+    for gap, cost, to_new in calls:
+        now += gap * rule.period / 8
+        if deciders[to_new](now, cost)[0] == 0:
+            admitted.append((now, cost))
+    assert admits(rule, new, admitted)
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["ask", "ask", "give back", "use", "crash"]),

@@ -212,6 +212,45 @@ async def test_a_cost_above_the_local_share_takes_all_of_it(make: Make, redis_se
     assert scopes([await ask(rates, levels, cost=7) for _ in range(2)]) == ["", "global"]
 
 
+@MODES
+async def test_a_limit_that_is_changed_while_instances_run_is_one_limit_the_larger_at_most(
+    make: Make, mode: str
+) -> None:
+    old, new = make(burst=4, storage_mode=mode), make(burst=9, storage_mode=mode)
+    levels = {rates: rates.levels("op", ()) for rates in (old, new)}
+    assert scopes([await ask(old, levels[old]) for _ in range(5)]) == [*[""] * 4, "global"]
+    assert scopes([await ask(new, levels[new]) for _ in range(6)]) == [*[""] * 5, "global"]
+    assert scopes([await ask(old, levels[old])]) == ["global"]
+
+
+@MODES
+async def test_what_a_larger_limit_left_spent_keeps_a_smaller_one_no_longer_than_the_larger(
+    make: Make, mode: str
+) -> None:
+    old, new = (
+        make(burst=400, requests_per_second=1000, storage_mode=mode),
+        make(burst=1, storage_mode=mode),
+    )
+    assert await ask(old, old.levels("op", ()), cost=400) is None
+    levels = new.levels("op", ())
+    refused = await ask(new, levels)
+    assert refused is not None
+    assert refused.retry_after is not None
+    assert refused.retry_after <= 0.6
+    await asyncio.sleep(refused.retry_after + 0.1)
+    assert await ask(new, levels) is None
+
+
+async def test_rules_of_other_strategies_and_periods_keep_counts_of_their_own(make: Make) -> None:
+    rules = [rule(2, strategy=strategy) for strategy in ("token_bucket", "fixed_window", "moving_window")]
+    rules += [rule(2, strategy="sliding_window"), rule(3, strategy="sliding_window")]
+    made = [(rates, rates.levels("op", (each,))) for each in rules for rates in (make(burst=99),)]
+    for rates, levels in made:
+        room = int(levels.rules[0].burst)
+        asked = [await ask(rates, levels) for _ in range(room + 1)]
+        assert scopes(asked) == [*[""] * room, "operation"]
+
+
 @contextmanager
 def served(scheme: str, redis_server: RedisServer, directory: Path) -> Iterator[str]:
     """Give the URI of a store of that kind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -20,7 +20,11 @@ from limits.strategies import (
 )
 
 from llmkg_otel.config import RateLimitRule
+from llmkg_otel.limiting import windows
 from llmkg_otel.limiting.windows import FixedWindow, MovingWindow, SlidingWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Window = FixedWindow | MovingWindow | SlidingWindow
 WINDOWS: list[type[Window]] = [FixedWindow, MovingWindow, SlidingWindow]
@@ -30,6 +34,16 @@ THEIRS: dict[type[Window], type[RateLimiter]] = {
     SlidingWindow: SlidingWindowCounterRateLimiter,
 }
 EACH = pytest.mark.parametrize("window", WINDOWS)
+
+
+@pytest.fixture(scope="module", autouse=True, params=[(1 << 12, 16), (0, 16), (0, 3)], ids=str)
+def crowd(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep the calls of moving windows as those of few keys, of many, and of busy ones among many."""
+    keys, calls = request.param
+    with mock.patch.object(windows, "FEW_KEYS", keys), mock.patch.object(windows, "FEW_CALLS", calls):
+        yield
+
+
 RULES = st.builds(RateLimitRule, requests_per_second=st.floats(0.01, 1000), burst_capacity=st.integers(1, 12))
 CALLS = st.lists(st.tuples(st.one_of(st.just(0.0), st.floats(0, 1.2)), st.integers(1, 12)), max_size=60)
 """(pause in periods, cost)"""
@@ -118,10 +132,30 @@ def test_keys_are_forgotten_once_their_calls_no_longer_count(window: type[Window
     limiter: Any = window(RateLimitRule(requests_per_second=1, burst_capacity=10))
     kept = []
     for number in range(2000):
-        limiter.take(number / 10, 1, number)
+        limiter.take(number / 10, 1, number << 14)  # of one shard
         tables = [getattr(limiter, name, ()) for name in ("_counts", "_before", "_new", "_old")]
-        kept.append(sum(map(len, tables)))  # few enough for the dictionary
+        calls = limiter._few.size() if window is MovingWindow else 0
+        kept.append(sum(map(len, tables)) + calls)  # few enough for FloatTable's dictionary
     assert max(kept) <= 2 * 101
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.4), st.integers(1, 4), st.booleans()), max_size=80)
+)
+def test_keys_of_a_moving_window_fare_as_each_would_alone(
+    calls: list[tuple[int, float, int, bool]],
+) -> None:
+    rule = RateLimitRule(requests_per_second=9, burst_capacity=9)
+    together, alone, now = MovingWindow(rule), [MovingWindow(rule, keyed=False) for _ in range(4)], 5.0
+    for number, pause, cost, back in calls:
+        now += pause
+        key = number << 14  # of one shard
+        assert together.wait(now, cost, key) == alone[number].wait(now, cost)
+        took = together.take(now, cost, key)
+        assert took == alone[number].take(now, cost)
+        if back and not took:
+            together.put_back(cost, key)
+            alone[number].put_back(cost)
 
 
 def with_wall_clock(at: list[float]) -> Any:

@@ -196,4 +196,4 @@ class CallsMachine(RuleBasedStateMachine):
 
 
 TestCallsMachine = CallsMachine.TestCase
-TestCallsMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestCallsMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

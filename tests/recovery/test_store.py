@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from support.redis import RedisServer
 from support.servers import wait_until
 
 from llmkg_otel.config import CircuitBreakerConfig
@@ -15,8 +16,7 @@ from llmkg_otel.recovery.store import AWAY_SECONDS, CircuitStore, Question, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from support.redis import RedisServer
+    from pathlib import Path
 
 CONFIG = CircuitBreakerConfig(recovery_timeout=60, success_threshold=2, timeout=10)
 NAME = "ask a question: é"
@@ -237,3 +237,33 @@ def test_a_uri_that_cannot_be_used_is_refused_without_quoting_it() -> None:
     with pytest.raises(ConfigurationError, match="%2F") as caught:
         CircuitStore("redis://:s3cr/et@host:6379", "llmkg")
     assert "s3cr" not in str(caught.value)
+
+
+def test_closing_closes_the_connections_to_sentinels_too(redis_server: RedisServer, tmp_path: Path) -> None:
+    sentinel = RedisServer(directory=tmp_path, sentinel_of=redis_server)
+    try:
+        before = len(sentinel.client.client_list())
+        store = CircuitStore(f"redis+sentinel://127.0.0.1:{sentinel.port}/main", "fleet-1")
+        run(store, "trip")
+        assert len(sentinel.client.client_list()) > before
+        store.close()
+        wait_until(lambda: len(sentinel.client.client_list()) == before, "the end of the connections")
+    finally:
+        sentinel.kill()
+
+
+def test_a_sentinel_that_hangs_keeps_nobody_for_long(redis_server: RedisServer, tmp_path: Path) -> None:
+    sentinel = RedisServer(directory=tmp_path, sentinel_of=redis_server)
+    try:
+        store = CircuitStore(f"redis+sentinel://127.0.0.1:{sentinel.port}/main", "fleet-1")
+        sentinel.pause()
+        with ThreadPoolExecutor(1) as thread:
+            hung = thread.submit(run, store, "look")
+            try:
+                with pytest.raises(Exception, match="No master found"):
+                    hung.result(10 * AWAY_SECONDS)
+            finally:
+                sentinel.resume()
+        store.close()
+    finally:
+        sentinel.kill()

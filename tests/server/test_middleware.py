@@ -202,7 +202,7 @@ async def test_a_call_that_recovers_is_one_span_without_an_error(
     span = tool_span(telemetry)
     assert span.status.status_code is not StatusCode.ERROR
     assert span.attributes["llmkg.operation.attempts"] == 2
-    assert not span.events
+    assert [event.name for event in span.events] == ["llmkg.retry.scheduled"]
 
 
 async def test_a_failure_is_one_span_with_the_class_and_not_the_words(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from math import inf
 from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.notify.alertmanager import Alertmanager
@@ -30,14 +31,16 @@ def make_channels(
     configs: Mapping[str, NotifyConfig],
     told: Callable[[str, str | None], None],
     quietly: Callable[[], AbstractContextManager[object]] = nullcontext,
+    stale_after: float = inf,
 ) -> list[Channel]:
     """Return a channel for each section of `alerting.notify`, not yet started.
 
     `told` hears of each message: the channel, and the error.type (None: it arrived). `quietly`
-    keeps others from describing the requests, whose addresses are secrets. Raises ConfigurationError for an
-    address that is none, or a kind whose package is missing.
+    keeps others from describing the requests, whose addresses are secrets. Nothing is repeated when the last
+    evaluation is more than `stale_after` seconds ago. Raises ConfigurationError for an
+    address that Apprise does not know, or when its package is missing.
     """
     return [
-        Channel(name, config, _TARGETS[config.kind](config), told, quietly=quietly)
+        Channel(name, config, _TARGETS[config.kind](config), told, quietly=quietly, stale_after=stale_after)
         for name, config in configs.items()
     ]

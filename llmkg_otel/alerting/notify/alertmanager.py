@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmkg_otel.alerting.notify.http import checked_url, post
+from llmkg_otel.alerting.notify.http import post
 from llmkg_otel.alerting.notify.message import instant
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Alertmanager:
 
     def __init__(self, config: NotifyConfig) -> None:
         self._config = config
-        self._url = checked_url(config).rstrip("/") + "/api/v2/alerts"
+        self._url = config.url.get_secret_value().rstrip("/") + "/api/v2/alerts"
 
     def send(self, message: Message, now: float) -> None:
         """Send every alert of the message with the time at which it ends unless it is told again."""

@@ -11,25 +11,11 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.notify.message import DeliveryError
-from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from llmkg_otel.config import NotifyConfig
 
-__all__ = ["checked_url", "post"]
-
-
-def checked_url(config: NotifyConfig) -> str:
-    """Return the address if it is http or https; raise ConfigurationError that does not quote it."""
-    url = config.url.get_secret_value()
-    found = re.match(r"https?://(?P<host>[^/?#\s]+)", url)
-    if found is None:
-        raise ConfigurationError(
-            f"alerting.notify: the url of a {config.kind} begins with http:// or https://"
-        )
-    if "@" in found["host"]:
-        raise ConfigurationError("alerting.notify: a url has no user and password; set authorization")
-    return url
+__all__ = ["post"]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -45,12 +31,15 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def post(url: str, config: NotifyConfig, body: Any) -> None:
-    """Send it; 429 and 5xx, a time-out and a broken connection may be tried again. Raises DeliveryError."""
+    """Send it; 429 and 5xx, a time-out and a broken connection may be tried again. Raises DeliveryError.
+
+    What cannot be sent at all (ValueError, whose text may quote the address or the header) may not.
+    """
     headers = {"Content-Type": "application/json", "User-Agent": "llmkg-otel"}
     if config.authorization is not None:
         headers["Authorization"] = config.authorization.get_secret_value()
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - checked above
     try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - the config's
         with _opener().open(request, timeout=config.timeout_seconds):
             return
     except urllib.error.HTTPError as error:
@@ -64,6 +53,8 @@ def post(url: str, config: NotifyConfig, body: Any) -> None:
         reason = getattr(error, "reason", error)  # what urllib has wrapped
         kind = type(reason if isinstance(reason, Exception) else error).__name__
         raise DeliveryError(kind, retryable=True) from None
+    except ValueError as error:
+        raise DeliveryError(type(error).__name__, retryable=False) from None
 
 
 def _seconds(text: str | None) -> float | None:

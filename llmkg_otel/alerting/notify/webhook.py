@@ -6,7 +6,7 @@ import hashlib
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from llmkg_otel.alerting.notify.http import checked_url, post
+from llmkg_otel.alerting.notify.http import post
 from llmkg_otel.alerting.notify.message import instant
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Webhook:
 
     def __init__(self, config: NotifyConfig) -> None:
         self._config = config
-        self._url = checked_url(config)
+        self._url = config.url.get_secret_value()
 
     def send(self, message: Message, now: float) -> None:  # noqa: ARG002 - the times are the alerts' own
         """Send the group as one document. Source: Alertmanager `notify/webhook`, `template.Data`."""

@@ -12,20 +12,30 @@ local function keep(key, value, microseconds)
   redis.call('SET', key, value, 'PX', math.ceil(microseconds / 1000) + 1)
 end
 
+-- Microseconds, but no more than are left until the key expires: a bucket that a larger rule has left in
+-- debt by the lights of a smaller one is full when the larger one would have filled it.
+local function within(key, microseconds)
+  local left = redis.call('PTTL', key) * 1000
+  return left >= 0 and math.min(microseconds, left) or microseconds
+end
+
 local strategies = {}
 
--- The time at which the bucket will be full again (generic cell rate algorithm).
+-- The tokens that are missing, and when that was so: no rule's own terms, so that instances with the old
+-- and with the new limit, while a change is rolled out, fill and empty one and the same bucket.
 function strategies.token_bucket(key, amount, period)
-  local full_at = tonumber(redis.call('GET', key) or now)
-  if full_at > now + period then
-    full_at = now + period
-    keep(key, string.format('%.17g', full_at), period)
+  local missing, at = string.match(redis.call('GET', key) or '0 0', '^(%S+) (%d+)$')
+  missing, at = tonumber(missing), tonumber(at)
+  if at > now then
+    at = now
+    keep(key, string.format('%.17g %.0f', missing, now), within(key, missing * period / amount))
   end
-  full_at = math.max(now, full_at) + cost * period / amount
-  if full_at - now > period + 1 then
-    return full_at - now - period
+  missing = math.max(0, missing - (now - at) * amount / period) + cost
+  local excess = (missing - amount) * period / amount
+  if excess > 1 then
+    return within(key, excess)
   end
-  return 0, function() keep(key, string.format('%.17g', full_at), full_at - now) end
+  return 0, function() keep(key, string.format('%.17g %.0f', missing, now), missing * period / amount) end
 end
 
 -- The window's number, and the count in it.
@@ -67,7 +77,7 @@ function strategies.sliding_window(key, amount, period)
   return (index + 1 - (amount - count - cost) / before) * period - now
 end
 
--- The time of each call, the newest first.
+-- The time of each call, the newest first; an instance with a smaller limit drops none that others count.
 function strategies.moving_window(key, amount, period)
   local newest = redis.call('LINDEX', key, 0)
   if newest and tonumber(newest) > now then
@@ -81,7 +91,7 @@ function strategies.moving_window(key, amount, period)
   end
   return 0, function()
     for _ = 1, cost do redis.call('LPUSH', key, string.format('%.0f', now)) end
-    redis.call('LTRIM', key, 0, amount - 1)
+    while tonumber(redis.call('LINDEX', key, -1)) + period <= now do redis.call('RPOP', key) end
     redis.call('PEXPIRE', key, math.ceil(period / 1000) + 1)
   end
 end

@@ -11,18 +11,22 @@ for i, key in ipairs(KEYS) do
   local amount, period = tonumber(ARGV[4 * i - 3]), tonumber(ARGV[4 * i - 2])
   local least, wanted = tonumber(ARGV[4 * i - 1]), tonumber(ARGV[4 * i])
   local interval = period / amount
-  local full_at = tonumber(redis.call('GET', key) or now)
-  full_at = math.max(now, math.min(full_at, now + period))
-  local granted = math.min(wanted, math.floor((now + period + 1 - full_at) / interval))
-  local wait = 0
+  local missing, at = string.match(redis.call('GET', key) or '0 0', '^(%S+) (%d+)$')
+  local back = tonumber(at) > now
+  missing = math.max(0, tonumber(missing) - math.max(0, now - tonumber(at)) / interval)
+  local granted = math.min(wanted, math.floor(amount - missing + 1 / interval))
+  local left, wait = redis.call('PTTL', key), 0
   if wanted > 0 and granted < least then
-    granted, wait = 0, full_at + least * interval - now - period
-  end -- and written in any case, for a clock that has stepped back
-  full_at = full_at + granted * interval
-  if full_at > now then
-    redis.call('SET', key, string.format('%.17g', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
-  else
+    granted, wait = 0, (missing + least - amount) * interval
+    if left >= 0 then wait = math.min(wait, left * 1000) end -- see within in decide.lua
+  end
+  missing = missing + granted
+  if missing <= 0 then
     redis.call('DEL', key) -- full, and no fuller
+  elseif granted ~= 0 or back then
+    local life = missing * interval / 1000
+    if granted <= 0 and left >= 0 then life = math.min(life, left) end
+    redis.call('SET', key, string.format('%.17g %.0f', missing, now), 'PX', math.ceil(life) + 1)
   end
   answer[2 * i - 1] = granted
   answer[2 * i] = string.format('%.0f', math.ceil(wait))
