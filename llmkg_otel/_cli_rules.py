@@ -66,12 +66,13 @@ def _check(options: argparse.Namespace) -> int:
     from llmkg_otel.alerting.configured import reach_seconds  # noqa: PLC0415
     from llmkg_otel.alerting.rules import load_rules  # noqa: PLC0415 - compiles PromQL: other commands need not
 
-    retention = reach_seconds(ProductionConfig.load(options.config))
+    config = ProductionConfig.load(options.config)
+    retention, interval = reach_seconds(config), config.monitoring.alert_check_interval_seconds
     status = 0
     for path in options.files:
         print("Checking", path, flush=True)
         try:
-            loaded = load_rules(path, retention_seconds=retention)
+            loaded = load_rules(path, retention_seconds=retention, interval_seconds=interval)
         except ConfigurationError as error:
             status = _failed([str(error)])
         else:

@@ -39,5 +39,9 @@ def own_rules(config: ProductionConfig, *, reach: float | None = None) -> list[R
 def configured_rules(config: ProductionConfig) -> list[RuleFile]:
     """Return all rules that are evaluated in process; raise ConfigurationError if a rule file is wrong."""
     reach = reach_seconds(config)
-    named = [load_rules(path, retention_seconds=reach) for path in config.alerting.rule_files]
+    interval = config.monitoring.alert_check_interval_seconds
+    named = [
+        load_rules(path, retention_seconds=reach, interval_seconds=interval)
+        for path in config.alerting.rule_files
+    ]
     return [*own_rules(config, reach=reach), *named]

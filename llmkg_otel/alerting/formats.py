@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,13 @@ __all__ = [
 
 _VERB = re.compile(r"%(?P<flags>[-+ 0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<verb>.?)", re.DOTALL)
 _TITLE_WORD = re.compile(r"([\d_]*)([^\W\d_])(\w*(?:['.:\u2019]\w+)*)")
+_DECIMAL = re.compile(
+    r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?|nan", re.ASCII | re.IGNORECASE
+)
+_HEXADECIMAL = re.compile(r"[+-]?0x(?:[\da-f]+\.?[\da-f]*|\.[\da-f]+)p[+-]?\d+", re.ASCII | re.IGNORECASE)
+_SEPARATOR = re.compile(r"(?<=\d)_(?=\d)", re.ASCII)
+_HEX_SEPARATOR = re.compile(r"(?<=[\da-fx])_(?=[\da-f])", re.ASCII | re.IGNORECASE)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SMALL = "munpfazy"
 _QUOTED = {
     "\a": r"\a",
@@ -97,11 +105,21 @@ def _four_digits(value: float) -> str:
 
 
 def _number(value: Any) -> float:
+    """Return what strconv.ParseFloat reads: decimals, hexadecimals with an exponent, Inf and NaN."""
     if isinstance(value, float | int):
         return float(value)
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", value):
-        return float(value)
-    raise TemplateError(f"cannot read {go_value(value)!r} as a number")
+    text = value if isinstance(value, str) else ""
+    hexadecimal = "x" in text.lower()
+    plain = (_HEX_SEPARATOR if hexadecimal else _SEPARATOR).sub("", text)
+    if (_HEXADECIMAL if hexadecimal else _DECIMAL).fullmatch(plain) is None:
+        raise TemplateError(f"cannot read {go_value(value)!r} as a number")
+    try:
+        number = float.fromhex(plain) if hexadecimal else float(plain)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number) and "i" not in plain.lower():
+        raise TemplateError(f"the number {text} is out of range")
+    return number
 
 
 def _humanize(value: Any) -> str:
@@ -161,6 +179,18 @@ def _humanize_duration(value: Any) -> str:
     return f"{sign}{_four_digits(abs(number))}s" if first is None else sign + " ".join(parts[first:])
 
 
+def _humanize_timestamp(value: Any) -> str:
+    number = _number(value)
+    if not math.isfinite(number):
+        return _four_digits(number)
+    if abs(number * 1e9) >= 2.0**63:
+        raise TemplateError(f"{go_float(number)} is no time that 64 bits of nanoseconds can hold")
+    milliseconds = abs(int(number * 1e9)) // 10**6
+    at = _EPOCH + timedelta(milliseconds=milliseconds if number >= 0 else -milliseconds)
+    fraction = f"{at.microsecond // 1000:03d}".rstrip("0")
+    return f"{at:%Y-%m-%d %H:%M:%S}{'.' + fraction if fraction else ''} +0000 UTC"
+
+
 def _printf(form: Any, *values: Any) -> str:
     """Format as Go's Sprintf: %v of anything, %s of a text, %d of an integer, %f %e %g of a float.
 
@@ -198,6 +228,9 @@ def unsupported_verb(form: str) -> str | None:
 
 
 def _convert(found: re.Match[str], value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{_convert(found, key)}:{_convert(found, value[key])}" for key in sorted(value))
+        return f"map[{' '.join(pairs)}]"
     flags, verb, precision = found["flags"], found["verb"], found["precision"]
     width = found["width"] or ""
     if isinstance(value, float) and verb in ("f", "e", "g", "v"):
@@ -208,7 +241,25 @@ def _convert(found: re.Match[str], value: Any) -> str:
         return f"%{flags}{width}{'.' + precision if precision else ''}{verb.replace('v', 'g')}" % value
     if verb in _VERBS.get(_go_type(value), "v") and precision is None:
         return f"%{flags}{width}{'d' if isinstance(value, int) else 's'}" % _printable(value)
-    return f"%!{verb}({_go_type(value)}={go_value(value)})"
+    return f"%!{verb}({_go_type(value)}={_complained(found, value)})"
+
+
+def _complained(found: re.Match[str], value: float | str) -> str:
+    """Return a value as Go prints it in its complaint: by %v, with the width and precision of the verb."""
+    flags, width, precision = found["flags"], int(found["width"] or 0), found["precision"]
+    sign, zeros = "", "0" in flags and "-" not in flags
+    if isinstance(value, str):
+        text = value if precision is None else value[: int(precision)]
+    elif not math.isfinite(value):
+        text, zeros = _signed(value, flags), False
+    else:
+        sign = "-" if math.copysign(1, value) < 0 else "+" if "+" in flags else " " if " " in flags else ""
+        verb = "d" if isinstance(value, int) else "g"
+        text = go_value(abs(value)) if precision is None else f"%.{precision}{verb}" % abs(value)
+        zeros = zeros and not (verb == "d" and precision is not None)
+    if zeros:
+        text = text.rjust(width - len(sign), "0")
+    return (sign + text).ljust(width) if "-" in flags else (sign + text).rjust(width)
 
 
 def _signed(value: float, flags: str) -> str:
@@ -241,7 +292,20 @@ def _text(value: Any) -> str:
 
 def _title(value: Any) -> str:
     """Put each word's first letter in upper case and leave the rest."""
-    return _TITLE_WORD.sub(lambda word: word[1] + word[2].upper() + word[3], _text(value))
+    return _TITLE_WORD.sub(lambda word: word[1] + word[2].title() + word[3], _text(value))
+
+
+def _to_upper(value: Any) -> str:
+    """Map letter by letter, as Go does: what would be several letters stays, or is a letter of title case."""
+
+    def upper(letter: str) -> str:
+        return next((each for each in (letter.upper(), letter.title()) if len(each) == 1), letter)
+
+    return "".join(map(upper, _text(value)))
+
+
+def _to_lower(value: Any) -> str:
+    return "".join(letter.lower()[0] for letter in _text(value))
 
 
 FUNCTIONS: dict[str, tuple[Callable[..., str], int | None]] = {
@@ -249,9 +313,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., str], int | None]] = {
     "humanize1024": (_humanize1024, 1),
     "humanizeDuration": (_humanize_duration, 1),
     "humanizePercentage": (_humanize_percentage, 1),
+    "humanizeTimestamp": (_humanize_timestamp, 1),
     "printf": (_printf, None),
     "title": (_title, 1),
-    "toLower": (lambda value: _text(value).lower(), 1),
-    "toUpper": (lambda value: _text(value).upper(), 1),
+    "toLower": (_to_lower, 1),
+    "toUpper": (_to_upper, 1),
 }
 """Each function and how many arguments it takes; None is at least one."""

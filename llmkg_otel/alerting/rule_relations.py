@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from llmkg_otel.alerting.promql import Traits
     from llmkg_otel.alerting.rules import RecordingRule, RuleGroup
 
-__all__ = ["fill_times", "rule_warnings"]
+__all__ = ["fill_times", "interval_warnings", "rule_warnings"]
 
 
 def rule_warnings(groups: Sequence[RuleGroup], retention_seconds: float | None) -> Iterator[str]:
@@ -23,6 +23,21 @@ def rule_warnings(groups: Sequence[RuleGroup], retention_seconds: float | None) 
         yield from _too_short(group, retention_seconds)
         yield from _twice(group)
     yield from _cycles(groups)
+
+
+def interval_warnings(groups: Sequence[RuleGroup], interval_seconds: float | None) -> Iterator[str]:
+    """Give a sentence for each group that cannot be evaluated at its own interval (None: not checked)."""
+    for group in groups:
+        own = group.interval_seconds
+        if (
+            interval_seconds is not None
+            and own is not None
+            and round(own * 1000) % round(interval_seconds * 1000)
+        ):
+            yield (
+                f"{group.file}: group {group.name} has an interval of {own:g} s, but rules are evaluated "
+                f"every {interval_seconds:g} s: it is at the first of these at which it is due"
+            )
 
 
 def _too_short(group: RuleGroup, retention_seconds: float | None) -> Iterator[str]:

@@ -20,7 +20,10 @@ T = TypeVar("T")
 _DURATION = re.compile(
     r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
 )
-_UNITS = (365 * 86400, 7 * 86400, 86400, 3600, 60, 1, 0.001)
+_MILLISECONDS = (365 * 86_400_000, 7 * 86_400_000, 86_400_000, 3_600_000, 60_000, 1000, 1)
+_LONGEST = (2**63 - 1) // 10**6
+"""Milliseconds: Go's durations are 64 bits of nanoseconds."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,10 @@ class Field:
         """Return a scalar's text, whatever its YAML type is; null is empty, as in Prometheus."""
         if not isinstance(self.node, yaml.ScalarNode):
             self.fail(f"{what} must be a text")
-        return "" if self.node.tag == "tag:yaml.org,2002:null" else str(self.node.value)
+        text = "" if self.node.tag == "tag:yaml.org,2002:null" else str(self.node.value)
+        if _SURROGATE.search(text):
+            self.fail(f"{what} has half a surrogate pair, which is no character")
+        return text
 
     def integer(self, what: str) -> int:
         """Return a whole number; null is 0, as in Prometheus."""
@@ -68,14 +74,20 @@ class Field:
         return int(self.node.value)
 
     def duration(self, what: str) -> float:
-        """Return a duration such as 1h30m, in seconds."""
+        """Return a duration such as 1h30m, in seconds; null is 0, as in Prometheus."""
+        if self._null():
+            return 0.0
         text = self.text(what)
         found = _DURATION.fullmatch(text)
         if text == "0":
             return 0.0
         if found is None or not text:
             self.fail(f"{what}: {text!r} is no duration; write one as 30s, 5m or 1h30m")
-        return float(sum(int(part) * unit for part, unit in zip(found.groups(), _UNITS, strict=True) if part))
+        counts = [part.lstrip("0")[:20] for part in found.groups("")]  # 20 digits are too many of any unit
+        total = sum(int(count or 0) * unit for count, unit in zip(counts, _MILLISECONDS, strict=True))
+        if total > _LONGEST:
+            self.fail(f"{what}: a duration of more than 292 years: {text[:40]!r}")
+        return total / 1000
 
     def sequence(self, what: str) -> list[Field]:
         """Return the items of a list; null is empty."""

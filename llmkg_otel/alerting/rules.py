@@ -6,13 +6,13 @@ Source: Prometheus `model/rulefmt` (the format) and its own messages, with the l
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql import Expression
-from llmkg_otel.alerting.rule_relations import rule_warnings
+from llmkg_otel.alerting.rule_relations import interval_warnings, rule_warnings
 from llmkg_otel.alerting.rule_yaml import Field, read_yaml
 from llmkg_otel.alerting.templates import Template
 from llmkg_otel.errors import ConfigurationError
@@ -93,10 +93,13 @@ class RuleFile:
     warnings: tuple[str, ...]
 
 
-def load_rules(path: Path | str, *, retention_seconds: float | None = None) -> RuleFile:
+def load_rules(
+    path: Path | str, *, retention_seconds: float | None = None, interval_seconds: float | None = None
+) -> RuleFile:
     """Load a Prometheus rule file.
 
-    `retention_seconds` is how far back samples are kept (None: do not check). Raises ConfigurationError
+    `retention_seconds` is how far back samples are kept, and `interval_seconds` how often rules are
+    evaluated (None: do not check). Raises ConfigurationError
     that names file, line, rule and the part at fault: for a file that cannot be read, is no rule file, or
     uses PromQL or templates that are not evaluated exactly here.
     """
@@ -105,7 +108,9 @@ def load_rules(path: Path | str, *, retention_seconds: float | None = None) -> R
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: cannot be read: {error}") from None
-    return parse_rules(text, str(file), retention_seconds=retention_seconds)
+    loaded = parse_rules(text, str(file), retention_seconds=retention_seconds)
+    uneven = interval_warnings(loaded.groups, interval_seconds)
+    return replace(loaded, warnings=(*loaded.warnings, *uneven))
 
 
 def load_default_rules(*, retention_seconds: float | None = None) -> RuleFile:

@@ -6,9 +6,9 @@ import json
 import logging
 from concurrent.futures import Future, wait
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmkg_otel._disk import sync
 from llmkg_otel._threads import in_daemon_thread
@@ -24,8 +24,16 @@ FORMAT: Literal["llmkg_otel alert state"] = "llmkg_otel alert state"
 VERSION: Literal[1] = 1
 MAX_ALERTS = 1000
 """How many alerts are saved, the firing ones first: a storm of them must not make a file of gigabytes."""
+LAST_TIME = 253_402_300_799.0
+"""The last second of the year 9999."""
 MAX_BYTES = 64 * 1024 * 1024
 _logger = logging.getLogger(__name__)
+
+
+def _check_times(*times: float | None) -> None:
+    for time in times:
+        if time is not None and not 0 <= time <= LAST_TIME:
+            raise ValueError(f"{time!r} is no time in seconds since 1970")
 
 
 class SavedAlert(BaseModel):
@@ -36,6 +44,13 @@ class SavedAlert(BaseModel):
     group: str
     alert: ActiveAlert
     expression: str | None = None
+
+    @model_validator(mode="after")
+    def _has_possible_times(self) -> Self:
+        alert = self.alert
+        times = (alert.active_since, alert.fired_at, alert.seen_at, alert.keep_firing_since, alert.held_until)
+        _check_times(*times)
+        return self
 
 
 class SavedState(BaseModel):
@@ -48,6 +63,11 @@ class SavedState(BaseModel):
     saved_at: float
     alerts: tuple[SavedAlert, ...]
     history: tuple[HistoryEntry, ...]
+
+    @model_validator(mode="after")
+    def _has_possible_times(self) -> Self:
+        _check_times(self.saved_at, *(entry.at for entry in self.history))
+        return self
 
 
 class StateFile:
@@ -157,4 +177,4 @@ def _parsed(content: bytes) -> SavedState:
         return SavedState.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'times'}: {first['msg']}") from None

@@ -150,11 +150,20 @@ def _operand(kind: str, text: str) -> Part:
         case "value":
             return lambda _, value: value
         case "number":
-            number = float(text) if "." in text else int(text)
+            number = float(text) if "." in text else _whole(text)
             return lambda _labels, _value: number
         case _:
             literal = _unquote(text)
             return lambda _labels, _value: literal
+
+
+def _whole(text: str) -> int:
+    digits = text.lstrip("+-")
+    if len(digits) > 1 and digits.startswith("0"):
+        raise ConfigurationError(f"not supported: the octal number {text} in a template")
+    if len(digits) > 19 or not -(2**63) <= int(text) < 2**63:
+        raise ConfigurationError(f"the number {text} in a template has more than 64 bits")
+    return int(text)
 
 
 def _unquote(text: str) -> str:

@@ -105,6 +105,17 @@ def test_a_rule_that_looks_back_further_than_samples_are_kept_is_a_warning(
     assert "samples are kept for 600 s" in out
 
 
+def test_an_interval_that_the_configured_loop_cannot_keep_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rules.yaml").write_text("groups: [{name: g, interval: 45s, rules: []}]")
+    config = tmp_path / "config.yaml"
+    for seconds, told in ((30, True), (15, False)):
+        config.write_text(f"monitoring: {{alert_check_interval_seconds: {seconds}}}")
+        assert main(["rules", "check", str(tmp_path / "rules.yaml"), "--config", str(config)]) == 0
+        assert ("group g has an interval of 45 s" in capsys.readouterr().out) is told
+
+
 def test_a_file_that_is_not_there_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "test"):
         status, _, err = ours(command, "/no/such/file.yaml", capsys=capsys)

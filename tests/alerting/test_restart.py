@@ -369,6 +369,9 @@ def test_a_number_that_json_does_not_know_survives(tmp_path: Path) -> None:
     assert [second.alert(name)["value"] for name in "AB"] == ["+Inf", "-Inf"]
 
 
+ENTRY: dict[str, object] = {"at": 1.0, "alert": "A", "state": "firing", "value": "NaN", "labels": []}
+
+
 def saved(version: int = 1, **fields: object) -> str:
     content = {"format": state_file.FORMAT, "version": version, "saved_at": 1.0, "alerts": [], "history": []}
     return json.dumps(content | fields)
@@ -406,6 +409,33 @@ def test_a_file_that_is_no_good_is_told_and_moved_aside_and_the_start_goes_on(
     assert process.watch.errors() == [problem]
     (file.parent / "alerts.json.refused").unlink()
     assert process.watch.errors() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "time"),
+    [(field, time) for field in ("active_since", "fired_at", "held_until") for time in (1e300, "NaN", -1)],
+)
+def test_a_state_with_a_time_that_is_none_is_moved_aside(tmp_path: Path, field: str, time: object) -> None:
+    first_life(tmp_path, 20 * MINUTE)
+    file = tmp_path / "state" / "alerts.json"
+    content = json.loads(file.read_text())
+    content["alerts"][0]["alert"][field] = time
+    file.write_text(json.dumps(content))
+    second = Process(tmp_path).wake(21 * MINUTE)
+    [problem] = second.watch.errors()
+    assert "is no time in seconds since 1970" in problem
+    assert second.watch.as_prometheus()["data"] == {"alerts": [], "history": []}
+
+
+@pytest.mark.parametrize("fields", [{"saved_at": 1e300}, {"history": [ENTRY | {"at": "Infinity"}]}])
+def test_a_state_with_a_history_of_impossible_times_is_moved_aside(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "alerts.json").write_text(saved(**fields))
+    process = Process(tmp_path).wake(0)
+    assert "is no time in seconds since 1970" in process.watch.errors()[0]
+    assert process.history() == []
 
 
 async def test_health_warns_of_a_state_that_was_refused(

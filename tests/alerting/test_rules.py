@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkg_otel.alerting.rules import AlertRule, RecordingRule, RuleFile, load_default_rules, load_rules
+from llmkg_otel.alerting.rules import (
+    AlertRule,
+    RecordingRule,
+    RuleFile,
+    load_default_rules,
+    load_rules,
+    parse_rules,
+)
 from llmkg_otel.errors import ConfigurationError
 
 GOOD = """
@@ -182,3 +189,46 @@ def test_any_text_is_loaded_or_refused_as_a_configuration_error(
     else:
         reason = str(file)
     assert str(file) in reason
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("null", 0),
+        ("292y", 292 * 365 * 86400),
+        ("9223372036854ms", 9223372036.854),
+        ("1" + "0" * 20 + "ms", None),
+    ]
+    + [
+        (text, None)
+        for text in ("293y", "1000y", "106752d", "9223372036855ms", "9" * 400 + "s", "9" * 5000 + "y")
+    ]
+    + [("0" * 5000 + "5s", 5)],
+)
+def test_a_duration_is_at_most_what_64_bits_of_nanoseconds_hold_as_in_promtool(
+    text: str, seconds: float | None
+) -> None:
+    rules = f"groups: [{{name: g, rules: [{{alert: A, expr: x, for: {text}}}]}}]"
+    if seconds is None:
+        with pytest.raises(ConfigurationError, match="rules:1: for: a duration of more than 292 years"):
+            parse_rules(rules, "rules")
+    else:
+        [rule] = parse_rules(rules, "rules").groups[0].rules
+        assert isinstance(rule, AlertRule)
+        assert rule.for_seconds == seconds
+
+
+@pytest.mark.parametrize("where", ['labels: {a: "\\ud800"}', 'annotations: {"\\udfff": b}', 'for: "\\udc80"'])
+def test_half_a_surrogate_pair_is_refused_since_it_can_be_written_nowhere(where: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"rules:1: .*half a surrogate pair"):
+        parse_rules(f"groups: [{{name: g, rules: [{{alert: A, expr: x, {where}}}]}}]", "rules")
+
+
+@pytest.mark.parametrize(("interval", "told"), [("1m", False), ("30s", False), ("45s", True), ("5s", True)])
+def test_an_interval_that_cannot_be_kept_is_told_at_load(interval: str, told: bool, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(f"groups: [{{name: g, interval: {interval}, rules: []}}]")
+    warnings = load_rules(file, interval_seconds=30).warnings
+    assert load_rules(file).warnings == ()
+    told_of = [warning.partition(",")[0] for warning in warnings]
+    assert told_of == [f"{file}: group g has an interval of {interval[:-1]} s"] * told

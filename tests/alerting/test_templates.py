@@ -96,14 +96,44 @@ def test_humanize_functions_print_as_prometheus_does(function: str, value: float
         ('{{ printf "x" 5 }}', "x%!(EXTRA int=5)"),
         ("{{ humanize $labels.b }}", "2"),
         ("{{ $value | humanize | toLower }}", "1.235m"),
+        ("{{ toUpper `Straße ŉ ᾳ ﬁ é` }}", "STRAßE ŉ ᾼ ﬁ É"),
+        ("{{ toLower `ΔΣ İ` }}", "δ\u03c3 i"),
+        ("{{ title `ǆ ß éa ﬁ` }}", "ǅ Ss Éa Fi"),
+        (
+            '{{ printf "%9d|%-9d|%+09d" $value $value $value }}',
+            "%!d(float64=1.2345675e+06)|%!d(float64=1.2345675e+06)|%!d(float64=+1.2345675e+06)",
+        ),
+        (
+            '{{ printf "%9.2f|%-9f|%09f" $labels.b $labels.b $labels.b }}',
+            "%!f(string=        2)|%!f(string=2        )|%!f(string=000000002)",
+        ),
+        ('{{ printf "%09f|%09.2f|%+9f" 5 5 5 }}', "%!f(int=000000005)|%!f(int=       05)|%!f(int=       +5)"),
+        ('{{ printf "%s" $labels }}', "map[__name__:up b:2 job:api gate-way]"),
+        ('{{ printf "%-3s|" $labels }}', "map[__name__:up  b  :2   job:api gate-way]|"),
+        ("{{ humanize `-Infinity` }} {{ humanize `inf` }} {{ humanize `NaN` }}", "-Inf +Inf NaN"),
+        ("{{ humanize `0x1.8p1` }} {{ humanize `1_000` }} {{ humanize `0x_1p4` }}", "3 1k 16"),
+        (
+            "{{ 9223372036854775807 }} {{ -9223372036854775808 }} {{ 007.5 }}",
+            "9223372036854775807 -9223372036854775808 7.5",
+        ),
+        ("{{ humanizeTimestamp 1435781430.781 }}", "2015-07-01 20:10:30.78 +0000 UTC"),
+        ("{{ humanizeTimestamp -1.5 }}", "1969-12-31 23:59:58.5 +0000 UTC"),
+        ("{{ humanizeTimestamp `-2944770368.674` }}", "1876-09-07 00:13:51.327 +0000 UTC"),
+        ("{{ humanizeTimestamp 0 }} {{ humanizeTimestamp `Inf` }}", "1970-01-01 00:00:00 +0000 UTC +Inf"),
     ],
 )
 def test_a_template_expands_as_in_prometheus(text: str, printed: str) -> None:
     assert expand(text) == printed
 
 
-def test_a_function_that_cannot_take_its_argument_replaces_the_text_with_an_error() -> None:
-    assert expand("x {{ humanize $labels.job }}").startswith("<error expanding template: ")
+@pytest.mark.parametrize("text", ["api", "+nan", "0x10", "1e400", "0x1p5000", "٣", " 5", "1__0", "1_e5", "."])
+def test_a_function_that_cannot_take_its_argument_replaces_the_text_with_an_error(text: str) -> None:
+    assert expand("x {{ humanize `" + text + "` }}").startswith("<error expanding template: ")
+
+
+def test_a_timestamp_beyond_64_bits_of_nanoseconds_is_an_error() -> None:
+    assert expand("{{ humanizeTimestamp $value }}", 9223372036.0) == "2262-04-11 23:47:16 +0000 UTC"
+    assert expand("{{ humanizeTimestamp $value }}", 9223372037.0).startswith("<error expanding template: ")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +176,10 @@ def test_a_function_that_cannot_take_its_argument_replaces_the_text_with_an_erro
         "$labels.__proto__.x",
         "safeHtml $value",
         "humanize humanize",
+        "010",
+        "humanize -08",
+        "9223372036854775808",
+        "9" * 5000,
     ],
 )
 def test_what_loops_reads_or_is_not_exact_is_refused(action: str) -> None:
