@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sized
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
@@ -110,11 +111,14 @@ class Observation:
 
     def __init__(self, observed: Observed, text: object = None) -> None:
         self.observed = observed
-        self.outer = _innermost.get()
+        outer: Observation | None = _innermost.get()
+        while outer is not None and outer.ended:  # what outlives its call must not keep a chain of them
+            outer = outer.outer
+        self.outer: Observation | None = outer
         self.busy = 0.0
         self.rows: int | None = None
         self.deferred = False
-        self.ended = False
+        self.ended: bool = False
         try:
             self.span: Span = observed.recorder.tracer.start_span(
                 observed.operation, kind=SpanKind.CLIENT, attributes=observed.attributes
@@ -135,7 +139,10 @@ class Observation:
     def leave(self) -> None:
         """Give the context back."""
         self.busy += time.monotonic() - self._since
-        _innermost.reset(self._inner)
+        with suppress(
+            ValueError
+        ):  # closed in another context than it was begun in, as a dropped coroutine is
+            _innermost.reset(self._inner)
         otel_context.detach(self._scope)
 
     def __enter__(self) -> Self:

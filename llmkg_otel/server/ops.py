@@ -114,8 +114,9 @@ def _may_operate(system: ProductionSystem, headers: Mapping[str, str]) -> bool:
     server = system.config.server
     if server.operator_token is None:
         return is_loopback(server.ops_host)
-    given = headers.get("authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), server.operator_token.get_secret_value().encode())
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    token = server.operator_token.get_secret_value()
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 def _problem(status: int, code: str, detail: str) -> Response:

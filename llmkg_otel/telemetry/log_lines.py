@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IDS", "JsonFormatter", "correlation_id", "note_ids"]
 
-IDS = "llmkg"
+IDS = "_llmkg_call_ids"
 """The record's attribute that holds the ids of its call."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", IDS}

@@ -6,12 +6,15 @@ import asyncio
 import gc
 import inspect
 from contextlib import aclosing, closing, suppress
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind, StatusCode, get_current_span
 from support.stores import Loud, Store, instrumented
+
+from llmkg_otel.instrumentation.observed import Observation, _innermost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -299,3 +302,13 @@ def test_the_text_of_a_query_is_told_only_where_that_is_wanted(capture: bool) ->
         Store().fetch(key="x" * 3000)
         texts = [(span.attributes or {}).get("db.query.text") for span in telemetry.spans()]
     assert texts == (["who is Ada?", "x" * 2000] if capture else [None, None])
+
+
+def test_what_outlives_its_call_keeps_no_chain_of_those_before(telemetry: CapturedTelemetry) -> None:
+    kept: list[tuple[Context, Observation | None]] = []
+    store = Store(lambda: kept.append((copy_context(), _innermost.get())))
+    store.fetch("first")
+    for _ in range(3):  # as what reschedules itself does
+        kept[-1][0].run(store.fetch, "next")
+    assert [each.outer for _, each in kept if each is not None] == [None] * 4
+    assert len(told(telemetry)) == 4

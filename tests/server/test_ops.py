@@ -103,6 +103,8 @@ async def test_status_asks_for_the_operator_token_where_there_is_one(ops: Ops) -
     assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
     assert refused.headers["www-authenticate"] == "Bearer"
     assert (await client.get("/status", headers={"authorization": "Bearer wrong"})).status_code == 401
+    assert (await client.get("/status", headers={"authorization": TOKEN})).status_code == 401
+    assert (await client.get("/status", headers={"authorization": f"bearer {TOKEN}"})).status_code == 200
     assert (await client.get("/alerts")).status_code == 401
     assert (await client.get("/alerts", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
     assert (await client.get("/status", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200

@@ -208,3 +208,11 @@ async def test_secrets_are_hidden_unless_the_configuration_says_otherwise(
     async with make_system(monitoring=MonitoringConfig(redact_secrets=redact)) as system:
         log.warning("password=hunter2-again")
         assert f"password={said}" in messages(system.telemetry.recent_logs.read())
+
+
+@pytest.mark.parametrize("extra", [{"password": "hunter2"}, "plain", None])
+def test_no_attribute_of_a_users_is_taken_for_our_own(recent: RecentLogs, extra: Any) -> None:
+    log.warning("told", extra={"llmkg": extra})
+    [line] = recent.read()
+    assert line["message"] == "told"
+    assert line["llmkg"] == ({"password": "[redacted]"} if isinstance(extra, dict) else extra)
