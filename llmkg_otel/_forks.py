@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.errors import ConfigurationError
 
-__all__ = ["refuse_in_forks"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["in_child", "refuse_in_forks"]
+
+
+def in_child(function: Callable[[], None]) -> None:
+    """Call this in every fork of the process, where there are forks, before anything else runs in it."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -39,5 +49,4 @@ def _refusing(kind: type, made_in: int) -> type:
     return type(kind.__name__, (kind,), {"__getattribute__": refuse})
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_refuse_all)
+in_child(_refuse_all)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmkg_otel.alerting.rules import AlertRule
 
 __all__ = [
+    "TIMES",
     "ActiveAlert",
     "Alerts",
     "Change",
@@ -51,7 +52,8 @@ class ActiveAlert:
     held_until: float | None = None
 
 
-_TIMES = ("active_since", "fired_at", "seen_at", "keep_firing_since", "held_until")
+TIMES = ("active_since", "fired_at", "seen_at", "keep_firing_since", "held_until")
+"""The attributes of an alert that are times."""
 
 Alerts = dict[Labels, ActiveAlert]
 """A rule's alerts by their labels; replaced whole, never changed."""
@@ -74,7 +76,7 @@ class Transition:
 
 def moved(alert: ActiveAlert, seconds: float) -> ActiveAlert:
     """Return the alert with all of its times so many seconds later: by a clock that was set."""
-    times = {name: getattr(alert, name) for name in _TIMES}
+    times = {name: getattr(alert, name) for name in TIMES}
     return replace(alert, **{name: at + seconds for name, at in times.items() if at is not None})
 
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from llmkg_otel.alerting.evaluator import AlertEvaluator
     from llmkg_otel.alerting.samples import SampleStore
 
-__all__ = ["AlertLoop", "Collect"]
+__all__ = ["STALLED_INTERVALS", "AlertLoop", "Collect"]
 
 Collect = Callable[[], Iterable[tuple[str, Mapping[str, str], float]]]
 STALLED_INTERVALS = 3
+"""Without an evaluation for so long, what was known of alerts is not told again."""
 _logger = logging.getLogger(__name__)
 
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from llmkg_otel.alerting.promql import Labels
 
-__all__ = ["show_duration", "show_labels", "show_metric", "show_number"]
+__all__ = ["UNITS", "show_duration", "show_labels", "show_metric", "show_number"]
 
-_MILLISECONDS = {
+UNITS = {
     "y": 31_536_000_000,
     "w": 604_800_000,
     "d": 86_400_000,
@@ -29,6 +29,7 @@ _MILLISECONDS = {
     "s": 1_000,
     "ms": 1,
 }
+"""Of durations, in milliseconds, the longest first."""
 
 
 def show_labels(labels: Iterable[tuple[str, str]]) -> str:
@@ -58,7 +59,7 @@ def show_duration(seconds: float) -> str:
     if left == 0:
         return "0s"
     text = ""
-    for unit, size in _MILLISECONDS.items():
+    for unit, size in UNITS.items():
         if unit in "yw" and left % size:
             continue
         if count := left // size:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
+from llmkg_otel.alerting.formats import go_exponent
 from llmkg_otel.alerting.notify.message import instant
 
 if TYPE_CHECKING:
@@ -87,8 +87,4 @@ def _number(value: float) -> float | str:
 
 def _exponent(value: float) -> str:
     """Return a number as Go's format 'e' with the fewest digits: 9.5e-01, NaN, +Inf."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{value:+}".replace("inf", "Inf")
-    digits = Decimal(repr(value)).as_tuple().digits
-    significant = len("".join(map(str, digits)).strip("0")) or 1
-    return f"{value:.{significant - 1}e}"
+    return go_exponent(value).replace("E", "e")

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import yaml
 
+from llmkg_otel.alerting.printed import UNITS
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
-__all__ = ["Field", "read_yaml"]
+__all__ = ["Field", "Fields", "read_yaml"]
 
 T = TypeVar("T")
-_DURATION = re.compile(
-    r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", re.ASCII
-)
-_MILLISECONDS = (365 * 86_400_000, 7 * 86_400_000, 86_400_000, 3_600_000, 60_000, 1000, 1)
+_DURATION = re.compile("".join(rf"(?:(\d+){unit})?" for unit in UNITS), re.ASCII)
 _LONGEST = (2**63 - 1) // 10**6
 """Milliseconds: Go's durations are 64 bits of nanoseconds."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -84,7 +82,7 @@ class Field:
         if found is None or not text:
             self.fail(f"{what}: {text!r} is no duration; write one as 30s, 5m or 1h30m")
         counts = [part.lstrip("0")[:20] for part in found.groups("")]  # 20 digits are too many of any unit
-        total = sum(int(count or 0) * unit for count, unit in zip(counts, _MILLISECONDS, strict=True))
+        total = sum(int(count or 0) * unit for count, unit in zip(counts, UNITS.values(), strict=True))
         if total > _LONGEST:
             self.fail(f"{what}: a duration of more than 292 years: {text[:40]!r}")
         return total / 1000
@@ -97,13 +95,13 @@ class Field:
             self.fail(f"{what} must be a list")
         return [replace(self, node=item) for item in self.node.value]
 
-    def mapping(self, what: str, known: AbstractSet[str] | None) -> dict[str, Field]:
+    def mapping(self, what: str, known: AbstractSet[str] | None) -> Fields:
         """Return the values of a mapping; a key not in `known` (None: any) or given twice is an error."""
         if self._null():
-            return {}
+            return Fields()
         if not isinstance(self.node, yaml.MappingNode):
             self.fail(f"{what} must be a mapping")
-        found: dict[str, Field] = {}
+        found = Fields()
         for key_node, value_node in self.node.value:
             key = replace(self, node=key_node)
             name = key.text("a key")
@@ -116,6 +114,30 @@ class Field:
 
     def _null(self) -> bool:
         return isinstance(self.node, yaml.ScalarNode) and self.node.tag == "tag:yaml.org,2002:null"
+
+
+class Fields(dict[str, Field]):
+    """The values of a mapping by their keys; one that is not there is empty, or 0."""
+
+    def text(self, key: str) -> str:
+        """Return a scalar's text."""
+        return self[key].text(key) if key in self else ""
+
+    def integer(self, key: str) -> int:
+        """Return a whole number."""
+        return self[key].integer(key) if key in self else 0
+
+    def duration(self, key: str) -> float:
+        """Return a duration in seconds."""
+        return self[key].duration(key) if key in self else 0.0
+
+    def sequence(self, key: str) -> list[Field]:
+        """Return the items of a list."""
+        return self[key].sequence(key) if key in self else []
+
+    def texts(self, key: str) -> dict[str, Field]:
+        """Return the values of a mapping with any keys."""
+        return self[key].mapping(key, None) if key in self else {}
 
 
 def read_yaml(text: str, file: str) -> Field | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql import Expression
 from llmkg_otel.alerting.rule_relations import interval_warnings, rule_warnings
-from llmkg_otel.alerting.rule_yaml import Field, read_yaml
+from llmkg_otel.alerting.rule_yaml import Field, Fields, read_yaml
 from llmkg_otel.alerting.templates import Template
 from llmkg_otel.errors import ConfigurationError
 
@@ -99,9 +99,9 @@ def load_rules(
     """Load a Prometheus rule file.
 
     `retention_seconds` is how far back samples are kept, and `interval_seconds` how often rules are
-    evaluated (None: do not check). Raises ConfigurationError
-    that names file, line, rule and the part at fault: for a file that cannot be read, is no rule file, or
-    uses PromQL or templates that are not evaluated exactly here.
+    evaluated (None: do not check). Raises ConfigurationError that names file, line, rule and the part at
+    fault: for a file that cannot be read, is no rule file, or uses PromQL or templates that are not
+    evaluated exactly here.
     """
     file = Path(path)
     try:
@@ -126,7 +126,7 @@ def parse_rules(text: str, file: str, *, retention_seconds: float | None = None)
         return RuleFile((), ())
     fields = root.mapping("a rule file", {"groups"})
     groups: list[RuleGroup] = []
-    for item in fields["groups"].sequence("groups") if "groups" in fields else ():
+    for item in fields.sequence("groups"):
         group = _group(item, file)
         if any(group.name == other.name for other in groups):
             item.fail(f'group name "{group.name}" is repeated in the same file')
@@ -139,18 +139,17 @@ _GROUP_FIELDS = {"name", "interval", "rules", "limit", "query_offset", "labels"}
 
 def _group(item: Field, file: str) -> RuleGroup:
     fields = item.mapping("a group", _GROUP_FIELDS)
-    name = fields["name"].text("name") if "name" in fields else ""
+    name = fields.text("name")
     if not name:
         item.fail("a group needs a name")
     labels = dict(_texts(item.named(f"group {name}"), fields, "labels"))
-    rules = fields["rules"].sequence("rules") if "rules" in fields else ()
     return RuleGroup(
         name,
         file,
-        _duration(fields, "interval") or None,
-        tuple(_rule(rule, labels) for rule in rules),
-        fields["limit"].integer("limit") if "limit" in fields else 0,
-        _duration(fields, "query_offset"),
+        fields.duration("interval") or None,
+        tuple(_rule(rule, labels) for rule in fields.sequence("rules")),
+        fields.integer("limit"),
+        fields.duration("query_offset"),
     )
 
 
@@ -159,7 +158,7 @@ _ALERT_FIELDS = {"alert", "expr", "for", "keep_firing_for", "labels", "annotatio
 
 def _rule(item: Field, group_labels: dict[str, str]) -> AlertRule | RecordingRule:
     fields = item.mapping("a rule", _ALERT_FIELDS | {"record"})
-    alert, record = (fields[key].text(key) if key in fields else "" for key in ("alert", "record"))
+    alert, record = fields.text("alert"), fields.text("record")
     if bool(alert) == bool(record):
         item.fail(
             "only one of 'record' and 'alert' must be set"
@@ -167,7 +166,7 @@ def _rule(item: Field, group_labels: dict[str, str]) -> AlertRule | RecordingRul
             else "one of 'record' or 'alert' must be set"
         )
     named = item.named(f"rule {alert or record}")
-    if "expr" not in fields or not fields["expr"].text("expr").strip():
+    if not fields.text("expr").strip():
         named.fail("field 'expr' must be set")
     expr = fields["expr"].named(named.context)
     expression = expr.checked(lambda: Expression(expr.text("expr")))
@@ -177,8 +176,8 @@ def _rule(item: Field, group_labels: dict[str, str]) -> AlertRule | RecordingRul
     return AlertRule(
         alert,
         expression,
-        _duration(fields, "for"),
-        _duration(fields, "keep_firing_for"),
+        fields.duration("for"),
+        fields.duration("keep_firing_for"),
         _templates(named, labels),
         _templates(named, dict(_texts(named, fields, "annotations"))),
         item.line,
@@ -186,7 +185,7 @@ def _rule(item: Field, group_labels: dict[str, str]) -> AlertRule | RecordingRul
 
 
 def _recording(
-    named: Field, fields: dict[str, Field], record: str, expression: Expression, labels: dict[str, str]
+    named: Field, fields: Fields, record: str, expression: Expression, labels: dict[str, str]
 ) -> RecordingRule:
     for key in ("annotations", "for", "keep_firing_for"):
         if key in fields:
@@ -196,7 +195,7 @@ def _recording(
     return RecordingRule(record, expression, tuple(labels.items()), named.line)
 
 
-def _texts(named: Field, fields: dict[str, Field], key: str) -> list[tuple[str, str]]:
+def _texts(named: Field, fields: Fields, key: str) -> list[tuple[str, str]]:
     if key not in fields:
         return []
     items = fields[key].named(named.context).mapping(key, None)
@@ -211,7 +210,3 @@ def _templates(named: Field, texts: dict[str, str]) -> tuple[tuple[str, Template
         return lambda: Template(text)
 
     return tuple((name, named.checked(compiled(text))) for name, text in texts.items())
-
-
-def _duration(fields: dict[str, Field], key: str) -> float:
-    return fields[key].duration(key) if key in fields else 0.0

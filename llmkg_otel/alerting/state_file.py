@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmkg_otel._disk import sync
 from llmkg_otel._threads import in_daemon_thread
-from llmkg_otel.alerting.alert_state import ActiveAlert
+from llmkg_otel.alerting.alert_state import TIMES, ActiveAlert
 from llmkg_otel.alerting.history import HistoryEntry
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class SavedAlert(BaseModel):
 
     @model_validator(mode="after")
     def _has_possible_times(self) -> Self:
-        alert = self.alert
-        times = (alert.active_since, alert.fired_at, alert.seen_at, alert.keep_firing_since, alert.held_until)
-        _check_times(*times)
+        _check_times(*(getattr(self.alert, name) for name in TIMES))
         return self
 
 

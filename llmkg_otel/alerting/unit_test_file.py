@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkg_otel.alerting.promql import Sample
-from llmkg_otel.alerting.rule_yaml import Field, read_yaml
+from llmkg_otel.alerting.rule_yaml import Field, Fields, read_yaml
 from llmkg_otel.alerting.series_text import MAX_POINTS, Point, parse_labels, parse_values
 from llmkg_otel.errors import ConfigurationError
 
@@ -94,12 +94,12 @@ def load_unit_tests(path: Path) -> UnitTestFile:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from None
     known = {"rule_files", "evaluation_interval", "group_eval_order", "tests", "fuzzy_compare"}
-    fields = {} if root is None else root.mapping("a file of unit tests", known)
-    interval = _duration(fields, "evaluation_interval") or 60.0
-    order = [item.text("a group's name") for item in _items(fields, "group_eval_order")]
+    fields = Fields() if root is None else root.mapping("a file of unit tests", known)
+    interval = fields.duration("evaluation_interval") or 60.0
+    order = [item.text("a group's name") for item in fields.sequence("group_eval_order")]
     if repeated := next((name for name in order if order.count(name) > 1), None):
         fields["group_eval_order"].fail(f"group name repeated in evaluation order: {repeated}")
-    patterns = [item.text("a rule file") for item in _items(fields, "rule_files")]
+    patterns = [item.text("a rule file") for item in fields.sequence("rule_files")]
     found = {pattern: sorted(_matching(path.parent, pattern)) for pattern in patterns}
     return UnitTestFile(
         tuple(Path(file) for files in found.values() for file in files),
@@ -107,24 +107,12 @@ def load_unit_tests(path: Path) -> UnitTestFile:
         interval,
         {name: position for position, name in enumerate(order)},
         fuzzy="fuzzy_compare" in fields and _truth(fields["fuzzy_compare"]),
-        tests=tuple(_test(item, interval) for item in _items(fields, "tests")),
+        tests=tuple(_test(item, interval) for item in fields.sequence("tests")),
     )
 
 
 def _matching(directory: Path, pattern: str) -> list[str]:
     return glob.glob(str(directory / pattern), include_hidden=True)  # noqa: PTH207 - it may be absolute
-
-
-def _items(fields: dict[str, Field], key: str) -> list[Field]:
-    return fields[key].sequence(key) if key in fields else []
-
-
-def _text(fields: dict[str, Field], key: str) -> str:
-    return fields[key].text(key) if key in fields else ""
-
-
-def _duration(fields: dict[str, Field], key: str) -> float:
-    return fields[key].duration(key) if key in fields else 0.0
 
 
 def _truth(item: Field) -> bool:
@@ -143,66 +131,65 @@ def _test(item: Field, interval: float) -> UnitTest:
         },
     )
     _pairs(fields, "external_labels")
-    _text(fields, "external_url")
+    fields.text("external_url")
     test = UnitTest(
-        _text(fields, "name"),
-        _duration(fields, "interval") or interval,
+        fields.text("name"),
+        fields.duration("interval") or interval,
         _series(fields),
-        tuple(_alert_case(case) for case in _items(fields, "alert_rule_test")),
-        tuple(_expression_case(case) for case in _items(fields, "promql_expr_test")),
+        tuple(_alert_case(case) for case in fields.sequence("alert_rule_test")),
+        tuple(_expression_case(case) for case in fields.sequence("promql_expr_test")),
     )
     if test.last / interval > MAX_POINTS:
         item.fail(f"a test of more than {MAX_POINTS:,} evaluations: the last eval_time / evaluation_interval")
     return test
 
 
-def _series(fields: dict[str, Field]) -> dict[Labels, list[Point]]:
+def _series(fields: Fields) -> dict[Labels, list[Point]]:
     found: dict[Labels, list[Point]] = {}
-    for item in _items(fields, "input_series"):
+    for item in fields.sequence("input_series"):
         given = item.mapping("an input series", {"series", "values"})
-        if not (series := _text(given, "series").strip()):
+        if not (series := given.text("series").strip()):
             item.fail("an input series needs a series")
         labels = item.checked(partial(parse_labels, series))
-        found[labels] = item.checked(partial(parse_values, _text(given, "values")))
+        found[labels] = item.checked(partial(parse_values, given.text("values")))
         if sum(map(len, found.values())) > MAX_POINTS:
             item.fail(f"the series of a test have more than {MAX_POINTS:,} points")
     return found
 
 
-def _pairs(fields: dict[str, Field], key: str) -> dict[str, str]:
-    items = fields[key].mapping(key, None) if key in fields else {}
-    return {name: item.text(name) for name, item in items.items()}
+def _pairs(fields: Fields, key: str) -> dict[str, str]:
+    return {name: item.text(name) for name, item in fields.texts(key).items()}
 
 
 def _alert_case(item: Field) -> AlertCase:
     fields = item.mapping("an alert_rule_test", {"eval_time", "alertname", "exp_alerts"})
-    name = _text(fields, "alertname")
+    name = fields.text("alertname")
     if not name:
         item.fail("an item under alert_rule_test misses required attribute alertname")
     expected = []
-    for alert in _items(fields, "exp_alerts"):
+    for alert in fields.sequence("exp_alerts"):
         given = alert.mapping("an expected alert", {"exp_labels", "exp_annotations"})
         labels = _pairs(given, "exp_labels") | {"alertname": name}
         annotations = _pairs(given, "exp_annotations")
         expected.append(ExpectedAlert(tuple(sorted(labels.items())), tuple(sorted(annotations.items()))))
-    return AlertCase(_duration(fields, "eval_time"), name, tuple(expected))
+    return AlertCase(fields.duration("eval_time"), name, tuple(expected))
 
 
 def _expression_case(item: Field) -> ExpressionCase:
     fields = item.mapping("a promql_expr_test", {"expr", "eval_time", "exp_samples"})
     expected: list[Sample] = []
     problem = None
-    for sample in _items(fields, "exp_samples"):
+    for sample in fields.sequence("exp_samples"):
         given = sample.mapping("an expected sample", {"labels", "value", "histogram"})
-        if _text(given, "histogram"):
+        if given.text("histogram"):
             problem = problem or "native histograms are not supported"
-        labels = _text(given, "labels")
+        labels = given.text("labels")
         value = _number(given["value"]) if "value" in given else 0.0
         try:
             expected.append(Sample(parse_labels(labels), value))
         except ConfigurationError as error:
             problem = problem or f"labels {labels!r}: {error}"
-    return ExpressionCase(_duration(fields, "eval_time"), _text(fields, "expr"), tuple(expected), problem)
+    return ExpressionCase(fields.duration("eval_time"), fields.text("expr"), tuple(expected), problem)
 
 
 def _number(item: Field) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.alerting.configured import configured_rules
 from llmkg_otel.alerting.evaluator import AlertEvaluator, AlertState
-from llmkg_otel.alerting.loop import AlertLoop, Collect
+from llmkg_otel.alerting.loop import STALLED_INTERVALS, AlertLoop, Collect
 from llmkg_otel.alerting.notify import make_channels
 from llmkg_otel.alerting.notify.message import Notice
 from llmkg_otel.alerting.report import as_prometheus, described, described_history, expression_url
@@ -80,7 +80,7 @@ class AlertWatch:
         self._on_evaluated = on_evaluated
         self._failing_trace, self._trace_link = failing_trace, config.alerting.trace_link
         places = config.alerting.notify if self._enabled else {}
-        self._channels = make_channels(places, on_told, quietly, stale_after=3 * interval)
+        self._channels = make_channels(places, on_told, quietly, stale_after=STALLED_INTERVALS * interval)
 
     def start(self) -> None:
         """Begin to evaluate, on a thread of its own, unless `no_data` says why there will never be any."""

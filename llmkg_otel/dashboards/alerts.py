@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkg_otel.dashboards.model import Board, Panel, Query, Row
-from llmkg_otel.dashboards.promql import quantile, rate, select, states
+from llmkg_otel.dashboards.promql import quantile, rate, select, state_panel
 from llmkg_otel.telemetry import semconv
 
 __all__ = ["ALERTS"]
@@ -55,18 +55,13 @@ NOW = Row(
 HISTORY = Row(
     "History",
     (
-        Panel(
+        state_panel(
             "State of each rule",
             "When each rule was pending and when it fired.",
-            (
-                Query(
-                    states(STATUS, "alert, severity", semconv.ALERT_STATES),
-                    "{{alert}} ({{severity}})",
-                ),
-            ),
-            kind="states",
+            STATUS,
+            "alert, severity",
+            "{{alert}} ({{severity}})",
             width=24,
-            states=semconv.ALERT_STATES,
         ),
     ),
 )

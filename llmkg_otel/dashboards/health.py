@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkg_otel.dashboards.model import Board, Panel, Query, Row
-from llmkg_otel.dashboards.promql import quantile, rate, select, states, total
+from llmkg_otel.dashboards.promql import quantile, rate, select, state_panel, total
 from llmkg_otel.telemetry import semconv
 
 __all__ = ["HEALTH"]
@@ -13,32 +13,22 @@ CHECKS = semconv.HEALTH_CHECK_DURATION
 COMPONENTS = Row(
     "Components",
     (
-        Panel(
+        state_panel(
             "Status",
             "What each component's last checks make of it. A failing one keeps /readyz from answering 200 if "
             "it is critical; it never restarts the process.",
-            (
-                Query(
-                    states(semconv.HEALTH_STATUS, "component, instance", semconv.HEALTH_STATES),
-                    "{{component}} {{instance}}",
-                ),
-            ),
-            kind="states",
+            semconv.HEALTH_STATUS,
+            "component, instance",
+            "{{component}} {{instance}}",
             width=12,
-            states=semconv.HEALTH_STATES,
         ),
-        Panel(
+        state_panel(
             "Trend",
             "Where a component is going, by its last 20 checks: degrading and flapping come before failing.",
-            (
-                Query(
-                    states(semconv.HEALTH_TREND, "component, instance", semconv.TRENDS),
-                    "{{component}} {{instance}}",
-                ),
-            ),
-            kind="states",
+            semconv.HEALTH_TREND,
+            "component, instance",
+            "{{component}} {{instance}}",
             width=12,
-            states=semconv.TRENDS,
         ),
         Panel(
             "Check durations, p95",
@@ -75,31 +65,21 @@ COMPONENTS = Row(
 PROBES = Row(
     "Probes and life cycle",
     (
-        Panel(
+        state_panel(
             "Probes",
             "What /livez, /readyz and /startupz would answer.",
-            (
-                Query(
-                    states(semconv.PROBE_STATUS, "probe, instance", semconv.PROBE_STATES),
-                    "{{probe}} {{instance}}",
-                ),
-            ),
-            kind="states",
+            semconv.PROBE_STATUS,
+            "probe, instance",
+            "{{probe}} {{instance}}",
             width=12,
-            states=semconv.PROBE_STATES,
         ),
-        Panel(
+        state_panel(
             "Life cycle",
             "Where each instance is in its life. Lame duck: not ready any more, but still answering.",
-            (
-                Query(
-                    states(semconv.LIFECYCLE_STATUS, "instance", semconv.LIFECYCLE_STATES),
-                    "{{instance}}",
-                ),
-            ),
-            kind="states",
+            semconv.LIFECYCLE_STATUS,
+            "instance",
+            "{{instance}}",
             width=12,
-            states=semconv.LIFECYCLE_STATES,
         ),
     ),
 )

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmkg_otel.dashboards.model import Panel, Query
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.table import prometheus_name
 
 if TYPE_CHECKING:
     from llmkg_otel.telemetry.semconv import Instrument
 
-__all__ = ["NOT_REFUSED", "REFUSED", "failures", "quantile", "rate", "ratio", "select", "states", "total"]
+__all__ = [
+    "NOT_REFUSED",
+    "REFUSED",
+    "failures",
+    "quantile",
+    "rate",
+    "ratio",
+    "select",
+    "state_panel",
+    "total",
+]
 
 _REFUSALS = ("circuit_open", "draining", "permit_timeout", "rate_limited", "resource_exhausted", "shed")
 _CALLERS = ("cancelled", "invalid_input")
@@ -76,9 +87,31 @@ def failures(by: str, window: str = WINDOW) -> str:
     return f"({failed} or {calls} * 0)"
 
 
-def states(instrument: Instrument, by: str, values: tuple[str, ...], attribute: str = "state") -> str:
-    """Return which state holds, as its index in `values`, by instance and labels."""
+def _state(instrument: Instrument, by: str) -> str:
+    """Return which state holds, as its index among the instrument's states, by labels."""
     each = (
-        f"({select(instrument, **{attribute: value})} == 1) * {index}" for index, value in enumerate(values)
+        f"({select(instrument, state=state)} == 1) * {index}"
+        for index, state in enumerate(_states(instrument))
     )
     return f"max by ({by}) ({' or '.join(each)})"
+
+
+def state_panel(
+    title: str,
+    description: str,
+    instrument: Instrument,
+    by: str,
+    legend: str,
+    *,
+    width: int = 8,
+    quiet: str = "",
+) -> Panel:
+    """Return a panel that shows when each series of an instrument was in which of its states."""
+    query = Query(_state(instrument, by), legend, quiet=quiet)
+    return Panel(title, description, (query,), kind="states", width=width, states=_states(instrument))
+
+
+def _states(instrument: Instrument) -> tuple[str, ...]:
+    values = instrument.attributes["state"]
+    assert values is not None  # noqa: S101 - a state comes from a closed set
+    return values

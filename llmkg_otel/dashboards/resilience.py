@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkg_otel.dashboards.model import Board, Panel, Query, Row
-from llmkg_otel.dashboards.promql import quantile, rate, ratio, select, states, total
+from llmkg_otel.dashboards.promql import quantile, rate, ratio, select, state_panel, total
 from llmkg_otel.telemetry import semconv
 
 __all__ = ["RESILIENCE"]
@@ -14,19 +14,14 @@ FULL = ((None, "transparent"), (0.9, "red"))
 BREAKERS = Row(
     "Circuit breakers",
     (
-        Panel(
+        state_panel(
             "State",
             "State of each operation's breaker. Open and half open in turn: the probes fail, the engine is "
             "still ill.",
-            (
-                Query(
-                    states(semconv.BREAKER_STATUS, "instance, name", semconv.BREAKER_STATES),
-                    "{{name}} {{instance}}",
-                ),
-            ),
-            kind="states",
+            semconv.BREAKER_STATUS,
+            "instance, name",
+            "{{name}} {{instance}}",
             width=16,
-            states=semconv.BREAKER_STATES,
         ),
         Panel(
             "Transitions to open",
@@ -53,18 +48,13 @@ BREAKERS = Row(
             (Query(rate(semconv.BREAKER_CALLS, "name", outcome="rejected"), "{{name}}"),),
             unit="reqps",
         ),
-        Panel(
+        state_panel(
             "Store of shared circuits",
             "Whether instances still tell each other of open circuits; on fallback each decides alone.",
-            (
-                Query(
-                    states(semconv.BREAKER_STORAGE_STATUS, "instance", semconv.BREAKER_STORAGE_STATES),
-                    "{{instance}}",
-                    quiet="circuits are not shared",
-                ),
-            ),
-            kind="states",
-            states=semconv.BREAKER_STORAGE_STATES,
+            semconv.BREAKER_STORAGE_STATUS,
+            "instance",
+            "{{instance}}",
+            quiet="circuits are not shared",
         ),
     ),
 )
@@ -165,18 +155,13 @@ RATES = Row(
             unit="percentunit",
             thresholds=((None, "transparent"), (0.25, "red")),
         ),
-        Panel(
+        state_panel(
             "Store",
             "Whether the shared store decides (primary), local buckets do, or nothing counts.",
-            (
-                Query(
-                    states(semconv.RATE_LIMIT_STORAGE_STATUS, "instance", semconv.RATE_LIMIT_STORE_STATES),
-                    "{{instance}}",
-                    quiet="no shared store is configured",
-                ),
-            ),
-            kind="states",
-            states=semconv.RATE_LIMIT_STORE_STATES,
+            semconv.RATE_LIMIT_STORAGE_STATUS,
+            "instance",
+            "{{instance}}",
+            quiet="no shared store is configured",
         ),
     ),
 )

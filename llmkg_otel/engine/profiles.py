@@ -9,7 +9,7 @@ from pydantic import Field
 from llmkg_otel._config_sources import Section
 from llmkg_otel._config_types import Seconds
 
-__all__ = ["PROFILES", "Method", "Profile", "target"]
+__all__ = ["PROFILES", "Method", "Profile", "protected_name", "target"]
 
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*$")]
 """A class, as "pkg.module:Class"."""
@@ -67,6 +67,11 @@ def target(text: str) -> tuple[str, str]:
     """Return the module and the class that "pkg.module:Class" names."""
     module, _, name = text.partition(":")
     return module, name
+
+
+def protected_name(profile: Profile, name: str, how: Method) -> str:
+    """Return the name under which a method is configured and protected: "lightrag_query"."""
+    return f"{profile.name}_{how.operation or name}"
 
 
 def _reads(**options: Any) -> Method:

@@ -8,6 +8,7 @@ from llmkg_otel.instrumentation.observed import Observation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+    from types import TracebackType
 
     from llmkg_otel.instrumentation.observed import Observed
 
@@ -19,6 +20,21 @@ class _End:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+class _Ending:
+    """Ends a call with the block that iterates; a consumer that stops early is no failure."""
+
+    def __init__(self, seen: Observation) -> None:
+        self._seen = seen
+
+    def __enter__(self) -> None:
+        """Do nothing: the call has begun."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self._seen.end(None if isinstance(error, GeneratorExit) else error)
 
 
 def iterate(seen: Observation, source: Iterator[Any]) -> Generator[Any, Any, Any]:
@@ -84,9 +100,9 @@ async def aiterate(
         source = start()
         return await anext(source, _NOTHING)
 
-    guard, error = observed.protection, None
+    guard = observed.protection
     seen.deferred, seen.rows = True, 0
-    try:
+    with _Ending(seen):
         with seen:
             item = await (first() if guard is None else guard.run(observed.protected_name, first))
         while item is not _NOTHING:
@@ -103,14 +119,6 @@ async def aiterate(
                 step = source.asend(sent)
             with seen:
                 item = await _or_nothing(step)
-    except GeneratorExit:
-        raise
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        seen.end(error)
-        error = None
 
 
 async def _or_nothing(step: Any) -> Any:
@@ -126,8 +134,8 @@ _NOTHING: Any = object()
 def _items(seen: Observation, source: Any, item: Any = _NOTHING) -> Generator[Any, Any, Any]:
     """Yield what a source yields, `item` first if that has been taken from it; pass on what is sent."""
     step = getattr(source, "send", None) or (lambda _sent: next(source))
-    sent, error = None, None
-    try:
+    sent: Any = None
+    with _Ending(seen):
         while True:
             if item is _NOTHING:
                 seen.enter()
@@ -146,14 +154,6 @@ def _items(seen: Observation, source: Any, item: Any = _NOTHING) -> Generator[An
                 raise
             except BaseException as thrown:  # noqa: BLE001 - the source decides what becomes of it
                 sent, step = thrown, getattr(source, "throw", _raise)
-    except GeneratorExit:
-        raise
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        seen.end(error)
-        error = None
 
 
 def _raise(error: BaseException) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from opentelemetry import context as otel_context
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
+from llmkg_otel.engine.profiles import protected_name
 from llmkg_otel.errors import FailureReturnedError, error_type
 from llmkg_otel.telemetry import semconv
 
@@ -49,7 +50,7 @@ class Observed:
     ) -> None:
         self.engine = profile.name
         self.operation = how.operation or name
-        self.protected_name = f"{profile.name}_{self.operation}"
+        self.protected_name = protected_name(profile, name, how)
         self.attributes = {
             semconv.DB_SYSTEM: profile.system or profile.name,
             semconv.DB_OPERATION: self.operation,
@@ -139,9 +140,7 @@ class Observation:
     def leave(self) -> None:
         """Give the context back."""
         self.busy += time.monotonic() - self._since
-        with suppress(
-            ValueError
-        ):  # closed in another context than it was begun in, as a dropped coroutine is
+        with suppress(ValueError):  # a dropped coroutine is closed in another context than it began in
             _innermost.reset(self._inner)
         otel_context.detach(self._scope)
 

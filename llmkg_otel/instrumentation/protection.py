@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from llmkg_otel._forks import in_child
 from llmkg_otel.call import current_call
 from llmkg_otel.config import OperationConfig, ProductionConfig
+from llmkg_otel.engine.profiles import protected_name
 from llmkg_otel.errors import EngineCancelledError
 from llmkg_otel.instrumentation.defaults import completed, unlimited
 from llmkg_otel.shutdown.budget import longest_shutdown
@@ -52,7 +53,7 @@ class Protection:
 
     def expect(self, profile: Profile, name: str, how: Method) -> None:
         """Take note of an operation and of what suits it."""
-        operation = f"{profile.name}_{how.operation or name}"
+        operation = protected_name(profile, name, how)
         given = self._config.operations.get(operation, OperationConfig())
         config = completed(given, self._config, profile, how)
         with self._lock:
@@ -164,7 +165,7 @@ def _forget_all() -> None:
         protection.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+in_child(_forget_all)
 
 
 def _as_it_was(error: EngineCancelledError) -> BaseException:

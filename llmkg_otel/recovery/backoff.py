@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkg_otel.errors import EngineCancelledError, LlmkgOtelError, OperationTimeoutError
 
@@ -38,16 +38,13 @@ def retry_after_seconds(error: BaseException) -> float:
     A number of seconds or a timedelta; anything else is no wish.
     """
     try:
-        after = getattr(error, "retry_after", None)
+        after: Any = getattr(error, "retry_after", None)
     except Exception:  # noqa: BLE001 - a property that raises must not take the place of the engine's error
         return 0.0
     if isinstance(after, timedelta):
         after = after.total_seconds()
-    if (
-        isinstance(after, bool) or not isinstance(after, int | float) or not after > 0
-    ):  # NaN is no wish either
-        return 0.0
-    return float(min(after, _FOR_EVER))
+    is_number = isinstance(after, int | float) and not isinstance(after, bool)
+    return float(min(after, _FOR_EVER)) if is_number and after > 0 else 0.0  # NaN is no wish either
 
 
 def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
@@ -55,15 +52,12 @@ def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
 
     Cancellation and exits are not failures. A timeout, of Python's class or one of a library's own
     (`httpx.ReadTimeout`), leaves the outcome unknown, as does an engine that cancelled itself: only an
-    idempotent operation is repeated. Errors of
-    this layer that do not blame the engine are final: whoever refused said when to come back, and a wrong
-    argument stays wrong.
+    idempotent operation is repeated. Errors of this layer that do not blame the engine are final: whoever
+    refused said when to come back, and a wrong argument stays wrong.
     """
     if not isinstance(error, Exception):
         return False
-    if isinstance(error, EngineCancelledError):
-        return idempotent
-    if _ran_out_of_time(error):
+    if isinstance(error, EngineCancelledError) or _ran_out_of_time(error):
         deadline = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
         return idempotent and not deadline
     return not isinstance(error, LlmkgOtelError) or error.blames_engine

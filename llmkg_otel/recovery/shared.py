@@ -245,12 +245,12 @@ class SharedCircuits:
         while going_on:
             jobs = [self._jobs.get(), *self._queued()]
             going_on = None not in jobs
-            self._exchange([job for job in jobs if job is not None])
+            self._exchange(jobs)
         while jobs := self._queued():  # probes that calls have given back at the end, and what that brings
-            self._exchange([job for job in jobs if job is not None])
+            self._exchange(jobs)
         with self._lock:
             self._reached = False
-        self._exchange([job for job in self._queued() if job is not None])
+        self._exchange(self._queued())
 
     def _queued(self) -> list[_Job | None]:
         jobs = []
@@ -259,8 +259,9 @@ class SharedCircuits:
                 jobs.append(self._jobs.get_nowait())
         return jobs
 
-    def _exchange(self, jobs: list[_Job]) -> None:
+    def _exchange(self, queued: list[_Job | None]) -> None:
         """Put these questions in one round trip, and let each who asked hear the answer: None for none."""
+        jobs = [job for job in queued if job is not None]
         words: list[Word | None] = [None] * len(jobs)
         if jobs and self._reached:
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import sys
 import threading
@@ -17,6 +16,7 @@ from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
+from llmkg_otel._forks import in_child
 from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.log_lines import IDS, JsonFormatter, note_ids
@@ -156,8 +156,7 @@ def _after_fork() -> None:
         logs.start_in_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)
 
 
 class LogExport(LoggingHandler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkg_otel.engine.profiles import PROFILES, Method, Profile, target
+from llmkg_otel.engine.profiles import PROFILES, Method, Profile, protected_name, target
 
 HEADER = "| method | operation | tried again | time limit | rows |\n|---|---|---|---|---|"
 
@@ -23,7 +23,7 @@ def _row(profile: Profile, name: str, how: Method) -> str:
     limit = f"{how.timeout_seconds:g} s" if how.timeout_seconds else "3600 s"
     counted = "the result's" if how.rows == "self" else f"its `{how.rows}`" if how.rows else ""
     counted = "as iterated" if how.kind == "lazy" else counted
-    operation = f"{profile.name}_{how.operation or name}"
+    operation = protected_name(profile, name, how)
     return f"| `{class_name}.{name}` | `{operation}` | {again} | {limit} | {counted or '-'} |"
 
 
