@@ -1,12 +1,15 @@
 """promtool as a fixture, and an observer that keeps what it is told."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from support import promtool3 as cache
+from support.monitoring import Alertmanager, alertmanager
 from support.prometheus import Promtool, Recorder
+from support.receiver import Receiver, receiving
 
 
 @pytest.fixture(params=["2.42", "3.5"])
@@ -41,3 +44,18 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Promtool:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Somebody to be told of alerts."""
+    with receiving() as server:
+        yield server
+
+
+@pytest.fixture
+def manager(tmp_path: Path, receiver: Receiver) -> Iterator[Alertmanager]:
+    """An Alertmanager that tells the receiver; it is not started yet."""
+    daemon = alertmanager(tmp_path / "alertmanager", receiver.url)
+    yield daemon
+    daemon.kill()

@@ -7,10 +7,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.prometheus import (
+    Difference,
     Promtool,
     Recorder,
-    Vector,
-    agree,
+    differences,
     labels_of,
     print_differences,
     values_of,
@@ -55,9 +55,6 @@ def rules(generator: Generator, interval: int) -> str:
     return yaml.safe_dump({"groups": groups}, width=1000)
 
 
-Difference = tuple[str, int, Vector | str, Vector]
-
-
 def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
     """Return where the series that a seed's rules write differ, and at how many instants there are alerts."""
     generator = Generator(seed)
@@ -82,12 +79,7 @@ def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
         evaluator.evaluate(at)
         assert not evaluator.errors()
         ours += [vector_of(query.evaluate(store, at)) for query in map(Expression, QUERIES)]
-    differences = [
-        (*asked, right, wrong)
-        for asked, right, wrong in zip(questions, theirs, ours, strict=True)
-        if not agree(right, wrong)
-    ]
-    return differences, sum(map(bool, theirs[:: len(QUERIES)]))
+    return differences(questions, theirs, ours), sum(map(bool, theirs[:: len(QUERIES)]))
 
 
 @given(seed=st.integers(min_value=0, max_value=10**9))

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.prometheus import Promtool, Recorder, agree, labels_of, values_of, vector_of
+from support.prometheus import Promtool, Recorder, differences, labels_of, values_of, vector_of
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator
 from llmkg_otel.alerting.promql import EvaluationError, Expression
@@ -94,12 +94,7 @@ def test_alerts_are_pending_and_firing_at_the_same_instants_as_in_promtool(
         evaluator.evaluate(at)
         ours += [vector_of(query.evaluate(store, at)) for query in map(Expression, queries)]
     assert not evaluator.errors()
-    different = [
-        (question, expected, got)
-        for question, expected, got in zip(questions, theirs, ours, strict=True)
-        if not agree(expected, got)
-    ]
-    assert not different
+    assert differences(questions, theirs, ours) == []
     assert {name for name, firing in recorder.names() if not firing} == {"Now", "Waits", "Keeps", "OnOthers"}
 
 

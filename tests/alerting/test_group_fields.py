@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.prometheus import Promtool, Recorder, agree, labels_of, values_of, vector_of
+from support.prometheus import Promtool, Recorder, differences, labels_of, values_of, vector_of
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator
 from llmkg_otel.alerting.export import rule_file_text
@@ -65,12 +65,7 @@ def test_a_group_with_an_offset_and_labels_is_as_in_promtool(promtool3: Promtool
         evaluator.evaluate(float(step * INTERVAL))
         assert not evaluator.errors()
     ours = [vector_of(Expression(query).evaluate(store, at)) for query, at in questions]
-    different = [
-        (asked, expected, got)
-        for asked, expected, got in zip(questions, theirs, ours, strict=True)
-        if not agree(expected, got)
-    ]
-    assert different == []
+    assert differences(questions, theirs, ours) == []
     assert sum(map(bool, theirs)) > len(theirs) / 2
 
 

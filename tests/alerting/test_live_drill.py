@@ -12,8 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.monitoring import alertmanager, prometheus
-from support.receiver import receiving
+from support.monitoring import prometheus
 
 from llmkg_otel import ProductionConfig, ProductionSystem
 from llmkg_otel.alerting.promql import Matcher
@@ -23,7 +22,7 @@ from llmkg_otel.server.ops import OpsServer
 from llmkg_otel.testing import captured_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from support.monitoring import Alertmanager, Daemon
@@ -64,17 +63,9 @@ def rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as server:
-        yield server
-
-
-@pytest.fixture
-def manager(tmp_path: Path, receiver: Receiver) -> Iterator[Alertmanager]:
-    daemon = alertmanager(tmp_path / "alertmanager", receiver.url)
-    daemon.start()
-    yield daemon
-    daemon.kill()
+def manager(manager: Alertmanager) -> Alertmanager:
+    manager.start()
+    return manager
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.receiver import Receiver, receiving
 from support.servers import wait_until
 
 from llmkg_otel.alerting.notify import Channel, make_channels
@@ -16,20 +15,16 @@ from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+    from support.receiver import Receiver
 
     from llmkg_otel.system import ProductionSystem
     from llmkg_otel.testing import CapturedTelemetry
 
 NOW = 1_700_000_000.0
 SECRET = "s3cr3t-planted"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as server:
-        yield server
 
 
 def notice(name: str, **labels: str) -> Notice:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from support.monitoring import alertmanager
-from support.receiver import receiving
 from support.servers import wait_until
 
 from llmkg_otel.alerting.notify import make_channels
@@ -15,27 +12,10 @@ from llmkg_otel.alerting.notify.message import Notice
 from llmkg_otel.config import NotifyConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from support.monitoring import Alertmanager
     from support.receiver import Receiver
 
     from llmkg_otel.alerting.notify import Channel
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as server:
-        yield server
-
-
-@pytest.fixture
-def manager(tmp_path: Path, receiver: Receiver) -> Iterator[Alertmanager]:
-    """One that is not started yet."""
-    daemon = alertmanager(tmp_path / "alertmanager", receiver.url)
-    yield daemon
-    daemon.kill()
 
 
 class Pager:

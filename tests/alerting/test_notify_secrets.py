@@ -19,7 +19,7 @@ from llmkg_otel.config import AlertingConfig, NotifyConfig, ProductionConfig
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from llmkg_otel.system import ProductionSystem
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 SECRET = "s3cr3t-planted"
 NOTICE = Notice((("alertname", "A"),), (("summary", "s"),), 0.0, None)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # imghdr, in Apprise
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as server:
-        yield server
 
 
 def address(kind: str, base: str) -> str:

@@ -7,14 +7,13 @@ import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.prometheus import Promtool, Vector, agree, answer, print_differences, store_of
+from support.prometheus import Difference, Promtool, answer, differences, print_differences, store_of
 from support.promql_generator import Generator
 
 EXPRESSIONS = 250
 NOT_IN_2 = re.compile(r"histogram_fraction|atan2|a-b|(^|[ (])-?5m([ ,)]|$)")
 CHANGED_SINCE_2 = 0.02
 """Share of the expressions whose answer is another one in 2.42: parameters of topk, NaN, zero crossings."""
-Difference = tuple[str, int, Vector | str, Vector | str]
 
 
 def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
@@ -34,12 +33,8 @@ def compare(promtool: Promtool, seed: int) -> tuple[list[Difference], int]:
     store = store_of(series, interval)
     theirs = promtool.vectors(series, interval, questions)
     ours = [answer(text, store, at, interval) for text, at in questions]
-    differences = [
-        (*asked, right, wrong)
-        for asked, right, wrong in zip(questions, theirs, ours, strict=True)
-        if not agree(right, wrong)
-    ]
-    return differences, sum(bool(vector) and not isinstance(vector, str) for vector in theirs)
+    told = sum(bool(vector) and not isinstance(vector, str) for vector in theirs)
+    return differences(questions, theirs, ours), told
 
 
 @given(seed=st.integers(min_value=0, max_value=10**9))

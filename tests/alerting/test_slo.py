@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from support.prometheus import Promtool, Recorder, SeriesText, agree, labels_of, values_of, vector_of
+from support.prometheus import (
+    Promtool,
+    Recorder,
+    SeriesText,
+    differences,
+    labels_of,
+    values_of,
+    vector_of,
+)
 
 from llmkg_otel.alerting.evaluator import AlertEvaluator
 from llmkg_otel.alerting.promql import Expression
@@ -115,12 +123,7 @@ def test_recorded_ratios_and_alerts_are_those_of_promtool(promtool: Promtool, re
     theirs = promtool.vectors(series, INTERVAL, questions, rules_of(SLO))
     store, _ = evaluated(SLO, series, recorder)
     ours = [vector_of(Expression(text).evaluate(store, at)) for text, at in questions]
-    different = [
-        (question, expected, got)
-        for question, expected, got in zip(questions, theirs, ours, strict=True)
-        if not agree(expected, got)
-    ]
-    assert different == []
+    assert differences(questions, theirs, ours) == []
     assert {event.alert for event in recorder.events if event.firing} == BOTH
 
 

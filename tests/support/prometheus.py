@@ -23,6 +23,8 @@ from support import promtool3
 Labels = tuple[tuple[str, str], ...]
 Vector = dict[Labels, float]
 SeriesText = Sequence[tuple[str, str]]
+Difference = tuple[str, float, Vector | str, Vector | str]
+"""An expression, a time, their answer and ours."""
 
 _GOT = re.compile(r'((?:[a-zA-Z_:][\w:]*)?\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\}) ([-+]?[\w.+-]+)')
 
@@ -83,6 +85,14 @@ def agree(left: Vector | str, right: Vector | str) -> bool:
     if isinstance(left, str) or isinstance(right, str):
         return isinstance(left, str) and isinstance(right, str)
     return same(left, right)
+
+
+def differences(
+    questions: Sequence[tuple[str, float]], theirs: Sequence[Vector | str], ours: Sequence[Vector | str]
+) -> list[Difference]:
+    """Return the questions that have not the same answer from both."""
+    answers = zip(questions, theirs, ours, strict=True)
+    return [(*asked, right, wrong) for asked, right, wrong in answers if not agree(right, wrong)]
 
 
 def same(left: Vector, right: Vector, tolerance: float = 1e-9) -> bool:
