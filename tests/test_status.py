@@ -17,6 +17,7 @@ from llmkg_otel.config import (
     ResourceLimits,
     RetryConfig,
 )
+from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.testing import attributes_key
 
@@ -189,3 +190,15 @@ def test_attempts_are_not_measured_unless_asked_for(
 ) -> None:
     assert "attempt" not in busy.read_status()["performance"]["op"]
     assert telemetry.metric("llmkg.attempt.duration") == {}
+
+
+def test_a_breakers_status_has_its_state_and_the_collected_counts(busy: ProductionSystem) -> None:
+    status = busy.get_circuit_breaker_status("op")
+    assert set(status) == {
+        *("name", "state", "consecutive_failures", "opened_by", "retry_after_seconds", "window", "calls"),
+    }
+    calls = busy.read_status()["error_recovery"]["op"]
+    assert (status["name"], status["state"]) == ("op", calls["circuit_breaker"])
+    assert status["calls"]["success"] == calls["succeeded"] == 2
+    with pytest.raises(InvalidInputError, match="nobody"):
+        busy.get_circuit_breaker_status("nobody")
