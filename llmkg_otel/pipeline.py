@@ -75,6 +75,7 @@ class Pipeline:
         self._max_wait = max_wait
         self._observer = observer
         self._times_attempts = times_attempts
+        self._measures = times_attempts or shedding is not None
         self._watches = Watches(self._tell_of_late)
         self._watch: Watch | None = None
         self.caller_errors: tuple[type[Exception], ...] = (InvalidInputError,)
@@ -264,9 +265,9 @@ class Pipeline:
         if watch.stop(call):
             task.uncancel()
             self._tell_of_late(call, returned=True)
-        self._succeeded(op, call, ticket, started)
-        if began is not None:
-            self._learn(op, began, counts=True)
+        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        if self._measures:
+            self._measure(op, call, began, started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
@@ -293,17 +294,18 @@ class Pipeline:
                 raise
             raise own from raised
         self._tell_if_late(op, started)
-        self._succeeded(op, call, ticket, started)
-        if began is not None:
-            self._learn(op, began, counts=True)
+        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+        if self._measures:
+            self._measure(op, call, began, started)
         if span is not None:
             self._observer.attempt_ended(span, None)
         return result
 
-    def _succeeded(self, op: Operation, call: Call, ticket: Ticket, started: float) -> None:
-        op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
+    def _measure(self, op: Operation, call: Call, began: Began | None, started: float) -> None:
+        """Take note of how long a successful attempt took, for whoever wants to know."""
         if self._times_attempts:
             self._observer.attempt_timed(call, time.monotonic() - started, None)
+        self._learn(op, began, counts=True)
 
     def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
         """Report a call that goes on, or has gone on, after its attempt was cancelled."""
