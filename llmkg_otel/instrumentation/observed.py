@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from llmkg_otel.engine.profiles import Method, Profile
     from llmkg_otel.instrumentation.protection import Protection
 
-__all__ = ["Observation", "Observed", "Recorder"]
+__all__ = ["Observation", "Observed", "Recorder", "TextOf"]
+
+TextOf = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
+"""Finds the text of a query among a call's arguments."""
 
 MAX_TEXT = 2000
 """Characters of a query's text that go on a span."""
@@ -78,12 +81,18 @@ class Observed:
                 raise FailureReturnedError(self.operation, result)
         return result
 
-    def text_of(self, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
-        """Return what finds the query's text among a call's arguments; it finds None where not wanted."""
+    def text_of(self, function: Any, *, skip: int = 0) -> TextOf:
+        """Return what finds the query's text among a call's arguments; it finds None where not wanted.
+
+        `skip` is how many of the function's parameters the arguments come without.
+        """
         name = self.how.text
         if name is None or not self.recorder.capture_text:
             return lambda _args, _kwargs: None
-        parameters = list(inspect.signature(function).parameters)
+        try:
+            parameters = list(inspect.signature(function).parameters)[skip:]
+        except (TypeError, ValueError):  # a function of C code that does not tell
+            parameters = []
         at = parameters.index(name) if name in parameters else len(parameters)
         return lambda args, kwargs: kwargs.get(name, args[at] if at < len(args) else None)
 
