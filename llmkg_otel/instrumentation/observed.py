@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from opentelemetry import context as otel_context
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
+from llmkg_otel._forks import in_child
 from llmkg_otel.engine.profiles import protected_name
 from llmkg_otel.errors import FailureReturnedError, error_type
 from llmkg_otel.telemetry import semconv
@@ -129,6 +130,8 @@ class Observation:
         self.rows: int | None = None
         self.deferred = False
         self.ended: bool = False
+        if observed.protection is not None:
+            observed.protection.begin()
         try:
             self.span: Span = observed.recorder.tracer.start_span(
                 observed.operation, kind=SpanKind.CLIENT, attributes=observed.attributes
@@ -202,6 +205,14 @@ def _is(result: object, failure: object) -> bool:
 
 
 _innermost: ContextVar[Observation | None] = ContextVar("llmkg_observation", default=None)
+
+
+def _forget() -> None:
+    """Leave the call in which a fork was made to the process that made it."""
+    _innermost.set(None)
+
+
+in_child(_forget)
 
 
 def _failed() -> None:
