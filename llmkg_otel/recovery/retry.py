@@ -17,7 +17,8 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying
 
 from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, error_type
 from llmkg_otel.events import Observer, RetryScheduled
-from llmkg_otel.recovery.backoff import backoff_seconds, is_retryable, retry_after_seconds
+from llmkg_otel.recovery.backoff import backoff_seconds
+from llmkg_otel.recovery.failures import any_is, every_is, is_retryable, retry_after_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,13 +86,17 @@ class Retry:
         """
         run = _Run(self, call, failure, final)
         try:
-            retrying = AsyncRetrying(sleep=self._sleep, **run.rules)
-            return run.done(cast("T", await retrying(run.replay_async, attempt)))
+            if run.goes_on():
+                retrying = AsyncRetrying(sleep=self._sleep, **run.rules())
+                return run.done(cast("T", await retrying(run.replay_async, attempt)))
         except CircuitOpenError as refused:
-            last = run.last(refused)
+            run.refuse(refused)
         finally:
             run.close()
-        raise last  # out here, where nothing takes the place of its own cause and context
+        try:
+            raise run.failure  # out here, where nothing takes the place of its own cause and context
+        finally:
+            del run, failure  # they refer to the error, which refers to this frame
 
     def resume_sync(
         self,
@@ -103,21 +108,27 @@ class Retry:
         """Do the same in a thread of its own; waits block the thread."""
         run = _Run(self, call, failure, final)
         try:
-            retrying = Retrying(sleep=self._sleep_sync, **run.rules)
-            return run.done(cast("T", retrying(run.replay, attempt)))
+            if run.goes_on():
+                retrying = Retrying(sleep=self._sleep_sync, **run.rules())
+                return run.done(cast("T", retrying(run.replay, attempt)))
         except CircuitOpenError as refused:
-            last = run.last(refused)
+            run.refuse(refused)
         finally:
             run.close()
-        raise last  # out here, where nothing takes the place of its own cause and context
+        try:
+            raise run.failure  # out here, where nothing takes the place of its own cause and context
+        finally:
+            del run, failure  # they refer to the error, which refers to this frame
 
     def is_retryable(self, error: BaseException) -> bool:
         """Say whether the same call may succeed, and may be repeated, after this failure."""
         config = self.config
-        wanted = isinstance(error, config.retryable_exceptions) and not isinstance(
-            error, config.excluded_exceptions
+        wanted = every_is(error, config.retryable_exceptions)
+        return (
+            wanted
+            and not any_is(error, config.excluded_exceptions)
+            and is_retryable(error, idempotent=self.idempotent)
         )
-        return wanted and is_retryable(error, idempotent=self.idempotent)
 
     def wait_seconds(self, retry: int, error: BaseException | None) -> float:
         """Return the back-off before a retry, or what the failed service asked for if that is more.
@@ -130,7 +141,11 @@ class Retry:
 
 
 class _Run:
-    """The retries of one call: tenacity's questions, answered for this call, and the outcome."""
+    """The retries of one call: tenacity's questions, answered for this call, and the outcome.
+
+    The first is answered before tenacity is entered, which leaves a hundred objects in cycles behind when
+    it gives up; it is then asked for as much again.
+    """
 
     def __init__(
         self, policy: Retry, call: Call, failure: Exception, final: tuple[type[Exception], ...]
@@ -140,10 +155,14 @@ class _Run:
         self._final = final
         self._pending: Exception | None = failure
         self._attempts = call.attempts
+        self._first_wait = 0.0
         self.failure: BaseException = failure
         self._outcome = "cancelled"
         self._in_budget = False
-        self.rules: dict[str, Any] = {
+
+    def rules(self) -> dict[str, Any]:
+        """Return tenacity's options."""
+        return {
             "retry": self._should_retry,
             "wait": self._wait,
             "stop": self._must_stop,
@@ -151,10 +170,17 @@ class _Run:
             "reraise": True,
         }
 
-    def last(self, refused: CircuitOpenError) -> BaseException:
-        """Return what ended the call: the refusal, if the attempt itself raised it, else the last failure."""
-        engine_refused = self._call.attempts > self._attempts  # it was called since
-        return refused if engine_refused else self.failure
+    def goes_on(self) -> bool:
+        """Say whether the first failure is to be followed by a second attempt."""
+        if not self._is_worth_it(self.failure):
+            return False
+        self._first_wait = self._policy.wait_seconds(1, self.failure)
+        return not self._is_over(1, self._first_wait)
+
+    def refuse(self, refused: CircuitOpenError) -> None:
+        """Have the call end with a refusal, if the attempt itself raised it; else with the last failure."""
+        if self._call.attempts > self._attempts:  # the engine was called since
+            self.failure = refused
 
     def replay(self, attempt: Callable[[], T]) -> T:
         if (failure := self._pending) is not None:
@@ -180,13 +206,14 @@ class _Run:
 
     def _should_retry(self, state: RetryCallState) -> bool:
         error = _failure(state)
-        if error is None:
-            return False
+        return error is not None and (state.attempt_number == 1 or self._is_worth_it(error))
+
+    def _is_worth_it(self, error: BaseException) -> bool:
         call = self._call
         # What became of an attempt that our timer cut short is unknown, whatever the engine raised then.
         unknown = call.cut_short and not self._policy.idempotent
-        one_attempt = call.nested or call.left_a_thread or call.cancelled or unknown
-        if not one_attempt and self._policy.is_retryable(error) and not isinstance(error, self._final):
+        one_attempt = call.parent is not None or call.left_a_thread or call.cancelled or unknown
+        if not one_attempt and self._policy.is_retryable(error) and not any_is(error, self._final):
             return True
         if isinstance(error, Exception):
             out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
@@ -194,19 +221,27 @@ class _Run:
         return False
 
     def _wait(self, state: RetryCallState) -> float:
-        return self._policy.wait_seconds(state.attempt_number, _failure(state))
+        number = state.attempt_number
+        return self._first_wait if number == 1 else self._policy.wait_seconds(number, _failure(state))
 
     def _must_stop(self, state: RetryCallState) -> bool:
-        if state.attempt_number > self._policy.config.max_retries:
+        return state.attempt_number > 1 and self._is_over(state.attempt_number, state.upcoming_sleep)
+
+    def _is_over(self, attempts: int, wait: float) -> bool:
+        if attempts > self._policy.config.max_retries:
             self._outcome = "exhausted"
-        elif state.upcoming_sleep + self._call.attempt_seconds >= self._call.remaining():
+        elif wait + self._call.attempt_seconds >= self._call.remaining():
             self._outcome = "deadline"
-        elif not self._in_budget and not self._policy.budget.try_acquire():
+        elif not self._has_place():
             self._outcome = "budget_exhausted"
         else:
-            self._in_budget = True
             return False
         return True
+
+    def _has_place(self) -> bool:
+        budget = self._policy.budget
+        self._in_budget = budget.keep() if self._in_budget else budget.try_acquire()
+        return self._in_budget
 
     def _announce(self, state: RetryCallState) -> None:
         error = _failure(state)
