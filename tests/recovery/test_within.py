@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     MakeSystem = Callable[..., ProductionSystem]
 
-HANGS = CircuitBreakerConfig(failure_threshold=2, timeout=0.1)
+HANGS = CircuitBreakerConfig(failure_threshold=2, timeout=0.3)
 
 
 async def hangs() -> None:
@@ -52,7 +52,7 @@ async def as_a_rung(system: ProductionSystem) -> None:
     await system.execute_protected_operation("answer", fails, fallbacks={"model": lambda: model_down(system)})
 
 
-def with_limits(make_system: MakeSystem, inner: float = 0.1) -> ProductionSystem:
+def with_limits(make_system: MakeSystem, inner: float = 0.3) -> ProductionSystem:
     system = make_system(retry=RetryConfig(max_retries=0))
     for name in ("answer", "between"):
         system.configure_operation(name, OperationConfig(circuit_breaker=HANGS))
@@ -293,3 +293,37 @@ def test_a_failed_call_leaves_nothing_for_the_garbage_collector(
         gc.enable()
     assert system.circuit_breaker("op").calls["failure"] == 11
     assert left == 0
+
+
+class RefusedError(Exception):
+    """One that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_the_errors_of_a_call_that_has_tried_again_are_let_go_with_it(
+    system: ProductionSystem, *, sync: bool
+) -> None:
+    """With all that their tracebacks hold: the arguments of the engine, its answers so far."""
+    errors: list[weakref.ref[RefusedError]] = []
+
+    def fails() -> None:
+        error = RefusedError()
+        errors.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    async def fails_async() -> None:
+        fails()
+
+    gc.disable()
+    try:
+        with suppress(RefusedError):
+            if sync:
+                system.execute_protected_operation_sync("op", fails)
+            else:
+                await system.execute_protected_operation("op", fails_async)
+        assert [error() for error in errors] == [None, None, None]
+    finally:
+        gc.enable()
