@@ -24,6 +24,12 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.semconv._incubating.attributes import db_attributes as incubating_db_attributes
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, mcp_attributes
+from opentelemetry.semconv._incubating.metrics import db_metrics as incubating_db_metrics
+from opentelemetry.semconv._incubating.metrics import mcp_metrics
+from opentelemetry.semconv.attributes import db_attributes, error_attributes
+from opentelemetry.semconv.metrics import db_metrics
 from opentelemetry.trace import SpanKind
 from prometheus_client.parser import text_string_to_metric_families
 from support.contract_run import ALERT, OPERATIONS, TOOLS, USER, workload
@@ -358,6 +364,40 @@ def test_prometheus_names_are_those_of_the_documentation(exported: Exported) -> 
     only_in_a_shutdown = {semconv.SHUTDOWN_PHASE_DURATION.name, semconv.SHUTDOWN_OPERATIONS.name}
     now = [instrument for instrument in INSTRUMENTS if instrument.name not in only_in_a_shutdown]
     assert families - {"target_info"} == {prometheus_name(instrument) for instrument in now}
+
+
+class Conventions:
+    """A meter that notes what the semantic conventions' own functions create on it."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, tuple[str, str]] = {}
+        for module in (db_metrics, incubating_db_metrics, mcp_metrics):
+            for name in dir(module):
+                if name.startswith("create_"):
+                    getattr(module, name)(self)
+
+    def __getattr__(self, create: str) -> Callable[..., None]:
+        def note(name: str, description: str, unit: str) -> None:
+            assert description
+            self.units[name] = create.removeprefix("create_"), unit
+
+        return note
+
+
+def test_what_is_not_in_our_own_namespace_is_as_the_semantic_conventions_have_it() -> None:
+    units = Conventions().units
+    theirs = [each for each in INSTRUMENTS if not each.name.startswith("llmkg.")]
+    assert len(theirs) == 9
+    for each in theirs:
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", each.kind.removeprefix("Observable")).lower()
+        assert units[each.name] == (kind, each.unit), each.name
+    modules = (db_attributes, incubating_db_attributes, error_attributes, mcp_attributes, gen_ai_attributes)
+    known = {value for module in modules for value in vars(module).values() if isinstance(value, str)}
+    named = {attribute for span in SPANS for attribute in span.attributes}
+    named |= {attribute for instrument in INSTRUMENTS for attribute in instrument.attributes}
+    dotted = {attribute for attribute in named if "." in attribute and not attribute.startswith("llmkg.")}
+    assert dotted <= known
+    assert len(dotted) == 9
 
 
 def test_the_documentation_page_is_current() -> None:
