@@ -7,8 +7,7 @@ import logging
 from collections import deque
 from typing import Any, NamedTuple
 
-from llmkg_otel.telemetry.log_lines import JsonFormatter, note_ids
-from llmkg_otel.telemetry.records import EVENT_NAME
+from llmkg_otel.telemetry.log_lines import entry_of
 
 __all__ = ["LEVELS", "RecentLogs"]
 
@@ -34,7 +33,7 @@ class RecentLogs(logging.Handler):
 
     def __init__(self, size: int, *, redact: bool = True) -> None:
         super().__init__()
-        self.setFormatter(JsonFormatter(redact=redact))
+        self._redact = redact
         self._entries: deque[_Entry] = deque(maxlen=size)
         self._logger = logging.getLogger()
 
@@ -52,16 +51,12 @@ class RecentLogs(logging.Handler):
         self._logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record; what goes wrong is told as logging tells it."""
-        try:
-            ids = note_ids(record)
-            line = self.format(record)
-            if len(line) > LONGEST_LINE:
-                line = json.dumps({"truncated": True, "line": line[:LONGEST_LINE]}, ensure_ascii=False)
-            event = getattr(record, EVENT_NAME, None)
-            self._entries.append(_Entry(record.levelno, event, ids.get("correlation_id"), line))
-        except Exception:  # noqa: BLE001 - as every handler of logging does
-            self.handleError(record)
+        """Keep a record."""
+        entry = entry_of(record, redact=self._redact)
+        line = entry.line()
+        if len(line) > LONGEST_LINE:
+            line = json.dumps({"truncated": True, "line": line[:LONGEST_LINE]}, ensure_ascii=False)
+        self._entries.append(_Entry(record.levelno, entry.event, entry.ids.get("correlation_id"), line))
         if self._is_alone() and (last := logging.lastResort) is not None and record.levelno >= last.level:
             last.handle(record)
 
