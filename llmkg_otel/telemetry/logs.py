@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
@@ -67,6 +68,7 @@ class _Lines(logging.Handler):
         self._lines: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
         self._lines_in = self._lines_out = self._characters_in = self._characters_out = 0
         self._writer: Future[None] | None = None
+        self._writing_thread = 0
 
     def start(self) -> None:
         """Write from now on; in a fork, too, which has no thread: what is queued there is its parent's."""
@@ -74,8 +76,11 @@ class _Lines(logging.Handler):
         self._writer = in_daemon_thread(self._write, "llmkg-logs")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record's line, or drop it."""
-        self._put(entry_of(record, redact=self._redact).line())
+        """Queue the record's line, or drop it; so what the stream itself logs, which would have no end."""
+        if threading.get_ident() == self._writing_thread:
+            self._drop()
+        else:
+            self._put(entry_of(record, redact=self._redact).line())
 
     def flush(self) -> None:
         """Wait until all that is queued is written, `STOP_SECONDS` at most; `logging.shutdown` calls this."""
@@ -109,6 +114,7 @@ class _Lines(logging.Handler):
         self._lines.put(line)
 
     def _write(self) -> None:
+        self._writing_thread = threading.get_ident()
         while (line := self._lines.get()) is not None:
             if isinstance(line, threading.Event):
                 line.set()
@@ -196,9 +202,10 @@ class LogExport(LoggingHandler):
     """Hands the root logger's records to the global logger provider, unless another handler does.
 
     The SDK, the logging instrumentation and `opentelemetry-instrument` each may have added a handler of
-    theirs, or add it later. Of several of ours the first exports. What OpenTelemetry itself logs, its
-    exporters' failures above all, is left out: it must not feed the exporter. Secrets are redacted unless
-    `redact` is False; a record inside a call has its operation and correlation id as attributes.
+    theirs, or add it later. Of several of ours the first exports. What OpenTelemetry itself logs, and what
+    its exporters' HTTP clients log while they export, is left out: it must not feed the exporter. Secrets
+    are redacted unless `redact` is False; a record inside a call has its operation and correlation id as
+    attributes.
     """
 
     def __init__(self, *args: Any, redact: bool = True, **options: Any) -> None:
@@ -208,13 +215,18 @@ class LogExport(LoggingHandler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether this handler is the one to export this record."""
+        if get_value(_SUPPRESS_INSTRUMENTATION_KEY) or record.name.startswith("opentelemetry"):
+            return False
         exporting = [h for h in logging.getLogger().handlers if isinstance(h, _EXPORTING)]
         alone = exporting[:1] == [self] and all(isinstance(h, LogExport) for h in exporting)
-        return alone and not record.name.startswith("opentelemetry") and bool(super().filter(record))
+        return alone and bool(super().filter(record))
 
     def _get_attributes(self, record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
         entry = entry_of(record, redact=self._redact)
-        attributes = {(f"extra.{k}" if k in _OUR_ATTRIBUTES else k): v for k, v in entry.attributes.items()}
+        attributes = {
+            (f"extra.{key}" if key in _OUR_ATTRIBUTES else key): value
+            for key, value in entry.attributes.items()
+        }
         if record.exc_info and record.exc_info[0] is not None:
             kind, error, _ = record.exc_info
             attributes[EXCEPTION_TYPE] = kind.__name__

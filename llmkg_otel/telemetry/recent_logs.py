@@ -27,7 +27,8 @@ class RecentLogs(logging.Handler):
     """Keeps the last `size` log records between start and stop, as JSON lines.
 
     Those that reach the root logger, if the program has set up logging; else this layer's own, so that
-    `logging.basicConfig` still works later, and warnings still reach stderr as Python's last resort.
+    `logging.basicConfig` still works later, and warnings still reach stderr as Python's last resort. A
+    program that sets up logging after the start is heard from the next read on.
     Thread-safe and without a lock: whoever logs waits for nobody. `redact` False leaves secrets in.
     """
 
@@ -36,19 +37,37 @@ class RecentLogs(logging.Handler):
         self._redact = redact
         self._entries: deque[_Entry] = deque(maxlen=size)
         self._logger = logging.getLogger()
+        self._listening = False
 
     def createLock(self) -> None:  # noqa: N802 - logging's own name
         """Do without: appending to a deque is atomic."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Keep a record that passes the filters; logging's own would take the lock."""
+        passed: object = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
     def start(self) -> None:
         """Begin to listen."""
-        self._logger = logging.getLogger() if logging.root.handlers else logging.getLogger("llmkg_otel")
-        self._logger.addHandler(self)
+        self._listening = True
+        self._attach()
 
     def stop(self) -> None:
         """Stop listening; what is kept stays readable."""
+        self._listening = False
         self._logger.removeHandler(self)
+
+    def _attach(self) -> None:
+        """Listen where the program's handlers are: it may have set up logging since, without this one."""
+        others = [each for each in logging.root.handlers if not isinstance(each, RecentLogs)]
+        target = logging.getLogger() if others else logging.getLogger("llmkg_otel")
+        if self._listening and (target is not self._logger or self not in target.handlers):
+            self._logger.removeHandler(self)
+            self._logger = target
+            target.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""
@@ -77,6 +96,7 @@ class RecentLogs(logging.Handler):
 
         `level` is the lowest; None matches any event, any call or none.
         """
+        self._attach()
         found: list[dict[str, Any]] = []
         for entry in reversed(self._entries.copy()):
             if len(found) == limit:

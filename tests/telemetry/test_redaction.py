@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import logging
 import string
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.log_ways import every_way_out
 
-from llmkg_otel.telemetry.logs import JsonLogs, LogExport
-from llmkg_otel.telemetry.recent_logs import RecentLogs
 from llmkg_otel.telemetry.redaction import REDACTED, plain_value
 from llmkg_otel.telemetry.secret_text import is_secret_name, redact_text
-from llmkg_otel.testing import captured_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 FIRST, LAST = "Zq7", "Xk9"
 """Each secret begins and ends with these: also a part of one is seen."""
@@ -166,38 +162,6 @@ texts = st.one_of(
     ),
 )
 """A secret as it stands in text."""
-
-
-class Told:
-    """What left by each way: JSON lines on stderr, the ring, and OTLP."""
-
-    def __init__(self) -> None:
-        self.stderr, self.ring = io.StringIO(), RecentLogs(10)
-        self.otlp: list[Any] = []
-
-    def everything(self) -> dict[str, str]:
-        lines = [json.loads(line) for line in self.stderr.getvalue().splitlines()]
-        records = [[each.log_record.body, dict(each.log_record.attributes or {})] for each in self.otlp]
-        ways = {"stderr": lines, "ring": self.ring.read(), "otlp": records}
-        assert [len(told) for told in ways.values()] == [1, 1, 1]
-        return {way: json.dumps(told, ensure_ascii=False, default=str) for way, told in ways.items()}
-
-
-@contextmanager
-def every_way_out(*, redact: bool = True) -> Iterator[Told]:
-    told = Told()
-    told.ring = RecentLogs(10, redact=redact)
-    with captured_telemetry() as captured:
-        export = LogExport(logger_provider=captured.logger_provider, redact=redact)
-        with JsonLogs("info", told.stderr, redact=redact):
-            logging.getLogger().addHandler(export)
-            told.ring.start()
-            try:
-                yield told
-            finally:
-                told.ring.stop()
-                logging.getLogger().removeHandler(export)
-        told.otlp = captured.logs()
 
 
 def in_the_message(logger: logging.Logger, text: str) -> None:
