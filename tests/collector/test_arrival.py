@@ -61,7 +61,7 @@ async def test_all_that_the_contract_names_arrives_with_every_attribute_as_it_wa
     with (
         sending(agent, "http") as sender,
         caplog.at_level(logging.DEBUG, "llmkg_otel"),
-    ):  # which it sets itself
+    ):
         export = LogExport(logger_provider=sender.telemetry.logger_provider)
         logging.getLogger().addHandler(export)
         telemetry = replace(sender.telemetry, meter_provider=sender.meter_provider)
