@@ -24,6 +24,7 @@ from llmkg_otel._config_types import (
     Fraction,
     Milliseconds,
     Networks,
+    OperationName,
     Pause,
     Port,
     Seconds,
@@ -351,7 +352,7 @@ class ProductionConfig(BaseSettings, metaclass=CheckedModelMeta):
     alerting: AlertingConfig = AlertingConfig()
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
-    operations: dict[str, OperationConfig] = Field(default_factory=dict)
+    operations: dict[OperationName, OperationConfig] = Field(default_factory=dict)
     slos: Slos = Field(default_factory=dict)
     instrumentation: InstrumentationConfig = InstrumentationConfig()
     instrument: Targets = ()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
-__all__ = ["check_module", "named_class", "operations_of", "profile_of", "public_methods"]
+__all__ = ["check_module", "is_method", "named_class", "operations_of", "profile_of", "public_methods"]
 
 
 def profile_of(text: str) -> Profile:
@@ -90,7 +90,7 @@ def operations_of(
     if not required:
         return {name: how for name, how in profile.methods.items() if name in vars(engine_class)}, None
     static = {name: inspect.getattr_static(engine_class, name, None) for name in profile.methods}
-    missing = [name for name, value in static.items() if not _is_method(value)]
+    missing = [name for name, value in static.items() if not is_method(value)]
     there = {name: how for name, how in profile.methods.items() if name not in missing}
     if not missing:
         return there, None
@@ -104,12 +104,16 @@ def public_methods(engine_class: type) -> list[str]:
     names: dict[str, Any] = {}
     for each in reversed(engine_class.__mro__[:-1]):
         names |= vars(each)
-    return [name for name, value in names.items() if not name.startswith("_") and _is_method(value)]
+    return [name for name, value in names.items() if not name.startswith("_") and is_method(value)]
 
 
-def _is_method(value: object) -> bool:
-    """Say whether it is called on an instance: static and class methods are not, nor properties."""
-    return callable(value) and not isinstance(value, staticmethod | classmethod | property | type)
+def is_method(value: object) -> bool:
+    """Say whether what a class holds is called on its instances: a function, or what is bound like one.
+
+    Static and class methods and properties are not, nor are objects and classes that just can be called.
+    """
+    binds = inspect.isroutine(value) and hasattr(type(value), "__get__") and not inspect.ismethod(value)
+    return binds and callable(value) and not isinstance(value, staticmethod | classmethod)
 
 
 def _told(where: str, wrong: str, there: Iterable[str]) -> str:

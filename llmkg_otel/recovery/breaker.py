@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
 from llmkg_otel.recovery.circuit import Circuit, Moves
+from llmkg_otel.recovery.failures import every_is
 from llmkg_otel.recovery.fleet import ask, ask_sync
 from llmkg_otel.recovery.patience import LEAST_SECONDS, patience_seconds
 
@@ -224,7 +225,7 @@ class CircuitBreaker:
 
     def failed(self, ticket: Ticket, error: Exception, *, started: float = math.inf) -> None:
         """Report an attempt that failed, and when it started; an excluded exception counts for nothing."""
-        if isinstance(error, self._config.excluded_exceptions):
+        if every_is(error, self._config.excluded_exceptions):
             self.ignored(ticket)
             return
         with self._lock:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from concurrent.futures import Future
 from contextlib import suppress
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from llmkg_otel.errors import (
     InvalidInputError,
     OperationTimeoutError,
 )
+from llmkg_otel.recovery.fleet import Permission
 from llmkg_otel.recovery.patience import Usual, patience_seconds
 
 if TYPE_CHECKING:
@@ -313,3 +316,62 @@ async def test_a_rung_that_is_cancelled_from_within_gives_way_to_the_next(system
     ladder = {"one": cancelled, "two": lambda: "of yesterday"}
     assert await system.execute_protected_operation("op", fails, fallbacks=ladder) == "of yesterday"
     assert system.execute_protected_operation_sync("op", fails, fallbacks=ladder) == "of yesterday"
+
+
+class LateFleet:
+    """Lends its probe when so many seconds are over; keeps what is given back."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.given_back: list[int] = []
+
+    def request_probe(self) -> Future[Permission | None]:
+        answer: Future[Permission | None] = Future()
+
+        def lend() -> None:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(Permission(7))
+
+        Timer(self.seconds, lend).start()
+        return answer
+
+    def opened(self, token: int | None) -> None: ...
+
+    def closed(self, token: int | None) -> None: ...
+
+    def succeeded(self, token: int) -> None: ...
+
+    def released(self, token: int) -> None:
+        self.given_back.append(token)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_an_engine_is_not_entered_when_the_time_was_spent_on_asking_for_a_probe(
+    make_system: MakeSystem, *, sync: bool
+) -> None:
+    system = make_system(
+        circuit_breaker=CircuitBreakerConfig(failure_threshold=1, recovery_timeout=0.001),
+        retry=RetryConfig(max_retries=0),
+    )
+    fleet, entered = LateFleet(0.02), 0
+
+    def enter() -> None:
+        nonlocal entered
+        entered += 1
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        await system.execute_protected_operation("op", enter)
+    breaker = system.circuit_breaker("op")
+    breaker.fleet = fleet
+    await asyncio.sleep(0.002)  # the circuit asks for a probe when its time has come
+
+    async def call() -> None:
+        if sync:
+            system.execute_protected_operation_sync("op", enter, timeout_seconds=0.015)
+        else:
+            await system.execute_protected_operation("op", enter, timeout_seconds=0.015)
+
+    with pytest.raises(OperationTimeoutError, match="total deadline"):
+        await call()
+    assert entered == 1
