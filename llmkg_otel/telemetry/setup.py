@@ -44,7 +44,7 @@ from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks
 from llmkg_otel.telemetry.logs import CountingProcessor, LogExport
 from llmkg_otel.telemetry.recent_logs import RecentLogs
-from llmkg_otel.telemetry.redaction import redact_text
+from llmkg_otel.telemetry.secret_text import redact_text
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
 from llmkg_otel.telemetry.variables import check_signals
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from llmkg_otel.errors import ConfigurationError
-from llmkg_otel.telemetry.redaction import redact_text
+from llmkg_otel.telemetry.secret_text import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
