@@ -251,9 +251,14 @@ class CircuitBreaker:
         self._set_override("disabled")
 
     def force_close(self) -> None:
-        """End an override, close the circuit, and count from zero. In this process."""
+        """End an override, close the circuit, and count from zero; with a fleet, close its circuit too.
+
+        Else the fleet's next word would open it again. Overrides of other processes stay.
+        """
         self._set_override(None)
         self.adopt_closed()
+        if self.fleet is not None:
+            self.fleet.closed(None)
 
     def adopt_closed(self) -> None:
         """Close the circuit: the fleet's is."""

@@ -39,8 +39,8 @@ class Fleet(Protocol):
     def request_probe(self) -> Future[Permission | None] | None:
         """Ask for the fleet's one probe; None, now or as the answer, while the fleet cannot be reached.
 
-        Whoever stops waiting cancels the future: a probe that comes later is given to the next call
-        that asks meanwhile, or back.
+        Whoever stops waiting cancels the future: a probe that comes later is for the next call that asks,
+        or given back when its time is up.
         """
         ...
 
