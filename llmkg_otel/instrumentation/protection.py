@@ -88,7 +88,7 @@ class Protection:
             raise _as_it_was(own) from None
 
     def run_sync(self, operation: str, body: Callable[[], Any]) -> Any:
-        """Run a sync call in the calling thread; one that returns an awaitable is over when it does."""
+        """Run a sync call in the calling thread. What it returns is not looked at: it may be awaitable."""
         if (system := self._system()) is None:
             return body()
         try:
