@@ -319,3 +319,12 @@ def test_names_of_secrets_are_told_from_names_that_only_sound_like_them() -> Non
 def test_values_keep_their_shape() -> None:
     value = {"n": 1, "f": 0.5, "none": None, "token": None, "on": True, "list": [1, ("a", 2)], "set": {3}}
     assert plain_value(value) == value | {"list": [1, ["a", 2]], "set": "{3}"}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "seed", ["a", "=", "token=[", "password='", '\\"', "token='\\", "://u:1@", "--token ", "<password>"]
+)
+def test_a_long_text_made_to_slow_redaction_down_is_read_all_the_same(seed: str) -> None:
+    text = seed * (1_000_000 // len(seed))
+    assert FIRST not in redact_text(f"{text} password={FIRST}")
