@@ -70,7 +70,8 @@ _PARTS_OF_NAMES = ("pass", "pwd", "secret", "cred", "sig", "sess", "sid", "key",
 _ANY_NAME = rf"(?:{_SURE}|{_HEADERS}|pass|auth|sid|sig|routing[-_]?key|[?&;]key)"
 _NAME_AND_SIGN = re.compile(rf"""{_ANY_NAME}(?:["'\\=:>&]|\s+[=:])""")
 _NAME = re.compile(rf"""{_ANY_NAME}["'\\=:>&\s]""")
-_LONG = re.compile(r"[\w/=+-]{10}")
+_LEAST_KEY = 14
+"""Characters of the shortest key of a service, with its prefix."""
 _PREFIXES = (
     *(
         "sk-",
@@ -134,7 +135,8 @@ def _is_suspect(text: str) -> bool:
             return True
     if any(mark in lower for mark in _MARKS) or ("://" in lower and "@" in lower):
         return True
-    return _LONG.search(text) is not None and any(prefix in text for prefix in _PREFIXES)
+    words = " ".join([word for word in text.split() if len(word) >= _LEAST_KEY])
+    return bool(words) and any(prefix in words for prefix in _PREFIXES)
 
 
 _KEY_BLOCK = "[A-Z ]*PRIVATE KEY(?: BLOCK)?"
