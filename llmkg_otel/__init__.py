@@ -75,3 +75,7 @@ def __getattr__(name: str) -> object:
             value = globals()[name] = getattr(import_module(f"llmkg_otel.{module}"), name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -69,7 +69,7 @@ class Attempts:
         if (left := call.deadline - started) <= 0:
             raise OperationTimeoutError(op.name, "deadline", call.timeout)
         if (ticket := op.breaker.door) is None:
-            ticket = await op.breaker.admit()
+            ticket = await op.breaker.admit(left)
             started = time.monotonic()
             left = _left(op, call, ticket, started)
         seconds = left if left < op.attempt_timeout else op.attempt_timeout  # noqa: FURB136 - 0.1 us a call
@@ -108,10 +108,10 @@ class Attempts:
 
     def make_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
         """Do the same in the calling thread, where nothing interrupts the engine: it is told of if late."""
-        if call.remaining() <= 0:
+        if (left := call.remaining()) <= 0:
             raise OperationTimeoutError(op.name, "deadline", call.timeout)
         if (ticket := op.breaker.door) is None:
-            ticket = op.breaker.admit_sync()
+            ticket = op.breaker.admit_sync(left)
             _left(op, call, ticket, time.monotonic())
         call.attempts += 1
         span = self._observer.attempt_started(call) if call.attempts > 1 else None

@@ -95,7 +95,7 @@ def _circuit_sharing(shared: SharedCircuits) -> CheckResult:
         return CheckResult(HealthStatus.WARNING, "the store is not reached: this process decides alone")
     if shared.status == "slow":
         return CheckResult(
-            HealthStatus.WARNING, "the store answers late: open circuits may go without a probe"
+            HealthStatus.WARNING, "the store answers late: a call asks for a probe, a later one is it"
         )
     return CheckResult(HealthStatus.HEALTHY)
 

@@ -43,8 +43,8 @@ POLL_SECONDS = 0.1
 class Protection:
     """Runs instrumented calls under the configured policies. For any thread, loop and process.
 
-    What the configuration says holds, of all or of an operation ("lightrag_query"); for the rest see
-    `defaults`.
+    What the configuration says holds, of all or of an operation ("lightrag_query"; capitals do not matter);
+    for the rest see `defaults`.
     A call inside a protected call, of this system or of the program's own, is not protected again.
     """
 
@@ -56,14 +56,18 @@ class Protection:
         self._running: _Running | None = None
         self._over = self._forked = False
         self._told: set[str] = set()
+        self._respelt: set[str] = set()
         _protections.add(self)
         atexit.register(self._exit)
 
     def expect(self, profile: Profile, name: str, how: Method) -> None:
         """Take note of an operation and of what suits it."""
         operation = protected_name(profile, name, how)
-        given = self._config.operations.get(operation, OperationConfig())
-        config = completed(given, self._config, profile, how)
+        said, spelled = self._config.operations, operation
+        if operation not in said and operation.lower() in said:  # as the environment's variables spell it
+            spelled = operation.lower()
+            self._respelt.add(spelled)
+        config = completed(said.get(spelled, OperationConfig()), self._config, profile, how)
         with self._lock:
             self._operations[operation] = config
             if self._running is not None:
@@ -84,7 +88,7 @@ class Protection:
             raise _as_it_was(own) from None
 
     def run_sync(self, operation: str, body: Callable[[], Any]) -> Any:
-        """Run a sync call in the calling thread; one that returns an awaitable is over when it does."""
+        """Run a sync call in the calling thread. What it returns is not looked at: it may be awaitable."""
         if (system := self._system()) is None:
             return body()
         try:
@@ -145,9 +149,9 @@ class Protection:
             return self._running
 
     def _make(self) -> ProductionSystem:
-        config = self._config.model_copy(
-            update={"operations": {**self._config.operations, **self._operations}}
-        )
+        said = self._config.operations
+        others = {name: said[name] for name in said if name not in self._respelt}
+        config = self._config.model_copy(update={"operations": {**others, **self._operations}})
         try:
             return ProductionSystem(None, config, **self._providers)
         except ConfigurationError:

@@ -37,7 +37,10 @@ def stand_in(before: Any, observed: Observed) -> Any:
         return _Proxy(before, lambda wrapped, _instance, args, kwargs: call(wrapped, args, kwargs))
     told = _function(before, call)
     functools.update_wrapper(told, before)
-    if not hasattr(before, "__wrapped__"):  # else whoever asks for it follows that, as before
+    if not vars(before).keys() & {
+        "__wrapped__",
+        "__signature__",
+    }:  # else whoever asks follows these, as before
         told.__signature__ = inspect.signature(before)  # type: ignore[attr-defined]
     return told
 

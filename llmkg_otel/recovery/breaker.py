@@ -137,16 +137,17 @@ class CircuitBreaker:
         with self._lock:
             return patience_seconds(self._circuit.usual.seconds, allowed)
 
-    async def admit(self) -> Ticket:
+    async def admit(self, left: float = math.inf) -> Ticket:
         """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back.
 
-        Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most.
+        Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most, and no longer than
+        the `left` seconds that the call has.
         """
-        return self.door or self._admit(now := self._clock(), await ask(self._asked(now)))
+        return self.door or self._admit(now := self._clock(), await ask(self._asked(now), left))
 
-    def admit_sync(self) -> Ticket:
+    def admit_sync(self, left: float = math.inf) -> Ticket:
         """Do the same in the calling thread."""
-        return self.door or self._admit(now := self._clock(), ask_sync(self._asked(now)))
+        return self.door or self._admit(now := self._clock(), ask_sync(self._asked(now), left))
 
     def _asked(self, now: float) -> Fleet | None:
         """Return the fleet if its word is needed: when this circuit is about to send a probe."""
@@ -251,9 +252,14 @@ class CircuitBreaker:
         self._set_override("disabled")
 
     def force_close(self) -> None:
-        """End an override, close the circuit, and count from zero. In this process."""
+        """End an override, close the circuit, and count from zero; with a fleet, close its circuit too.
+
+        Else the fleet's next word would open it again. Overrides of other processes stay.
+        """
         self._set_override(None)
         self.adopt_closed()
+        if self.fleet is not None:
+            self.fleet.closed(None)
 
     def adopt_closed(self) -> None:
         """Close the circuit: the fleet's is."""

@@ -39,8 +39,8 @@ class Fleet(Protocol):
     def request_probe(self) -> Future[Permission | None] | None:
         """Ask for the fleet's one probe; None, now or as the answer, while the fleet cannot be reached.
 
-        Whoever stops waiting cancels the future: a probe that comes later is given to the next call
-        that asks meanwhile, or back.
+        Whoever stops waiting cancels the future: a probe that comes later is for the next call that asks,
+        or given back when its time is up.
         """
         ...
 
@@ -61,24 +61,24 @@ class Fleet(Protocol):
         ...
 
 
-async def ask(fleet: Fleet | None) -> Permission | None:
+async def ask(fleet: Fleet | None, left: float = FLEET_SECONDS) -> Permission | None:
     """Return the fleet's word on a probe; None when there is no fleet, or none that can be reached."""
     if fleet is None or (asked := fleet.request_probe()) is None:
         return None
     try:
-        await asyncio.wait({asyncio.wrap_future(asked)}, timeout=FLEET_SECONDS)
+        await asyncio.wait({asyncio.wrap_future(asked)}, timeout=min(left, FLEET_SECONDS))
     except BaseException:
         _give_back(fleet, asked)
         raise
     return _word_of(asked)
 
 
-def ask_sync(fleet: Fleet | None) -> Permission | None:
+def ask_sync(fleet: Fleet | None, left: float = FLEET_SECONDS) -> Permission | None:
     """Do the same in the calling thread."""
     if fleet is None or (asked := fleet.request_probe()) is None:
         return None
     try:
-        wait({asked}, FLEET_SECONDS)
+        wait({asked}, min(left, FLEET_SECONDS))
     except BaseException:
         _give_back(fleet, asked)
         raise

@@ -46,8 +46,14 @@ RECONNECT = RetryConfig(base_delay_ms=100, max_delay_ms=2000, jitter_factor=0.5)
 
 _log = logging.getLogger(__name__)
 
-_BEING_ASKED: Future[Permission | None] = Future()
-_BEING_ASKED.set_result(NO_WORD)
+
+def _answer_of(permission: Permission) -> Future[Permission | None]:
+    answer: Future[Permission | None] = Future()
+    answer.set_result(permission)
+    return answer
+
+
+_BEING_ASKED = _answer_of(NO_WORD)
 
 _STATES: dict[Verb, tuple[str, ...]] = {
     "trip": ("open", "half_open"),
@@ -61,7 +67,8 @@ class SharedCircuit:
     """One circuit's line to the fleet (a `Fleet`): what it asks and tells, and what it hears.
 
     Thread-safe. The fence of the last word that was heard tells which words are older. `_last` is the last
-    transition as the store has to know it, when it comes back: its verb, and when it was.
+    transition as the store has to know it, when it comes back: its verb, and when it was. `_late` is the
+    token of a probe that came when no call waited for it, for the next that asks until `_usable_until`.
     """
 
     def __init__(self, breaker: CircuitBreaker, submit: Submit) -> None:
@@ -71,18 +78,26 @@ class SharedCircuit:
         self._fence = 0
         self._last: Transition | None = None
         self._answer: Future[Permission | None] | None = None
+        self._usable_until = 0.0
+        self._late: int | None = None
+        self._ended = False
 
     def request_probe(self) -> Future[Permission | None] | None:
         """Ask for the fleet's one probe; None while the store is away.
 
         One call at a time asks: of those that come meanwhile none could have it. Where the one that asked
-        has given up, the next takes its place, so that a probe also comes where each answer is late.
+        has given up, the next takes its place; a probe that came when nobody waited is the next call's at
+        once. So a probe also comes where each answer is late.
         """
         with self._asking:
             if self._answer is not None and not self._answer.cancelled():
                 return _BEING_ASKED
-            if self._answer is None and not self._submit(self._question("probe"), self._answered):
-                return None
+            if self._answer is None:
+                if (token := self._take_late()) is not None:
+                    return _answer_of(Permission(token))
+                self._usable_until = time.monotonic() + self._breaker.config.timeout
+                if not self._submit(self._question("probe"), self._answered):
+                    return None
             self._answer = Future()
             return self._answer
 
@@ -98,6 +113,7 @@ class SharedCircuit:
         self._last = last
         verb: Verb = "close" if token is None else "succeeded"
         self._submit(self._question(verb, last[1], token=token), partial(self._heard, last))
+        self._give_back_late()
 
     def succeeded(self, token: int) -> None:
         """Tell that the probe with this token succeeded."""
@@ -113,6 +129,7 @@ class SharedCircuit:
             if word.fence < self._fence:
                 return
             self._fence = word.fence
+            self._forget_late(word.fence)
             if word.state == "open":
                 if self._last is None or self._last[0] != "trip":  # else it has yet to be told
                     opened_at = time.monotonic() + word.wait - self._breaker.config.recovery_timeout
@@ -127,14 +144,21 @@ class SharedCircuit:
 
         The store is told of the last transition here, and the later of that and its own holds.
         """
+        self._give_back_late()
         self._fence = 0  # another store may have taken over, with a clock that is behind
         last = self._last
         if last is None or self._breaker.state not in _STATES[last[0]]:
             return self._question("look"), partial(self._heard, None)
         return self._question(*last), partial(self._heard, last)
 
+    def end(self) -> None:
+        """Give a probe back that nobody has used yet, and those that still come."""
+        with self._asking:
+            self._ended = True
+        self._give_back_late()
+
     def _answered(self, word: Word | None) -> None:
-        """Hand the fleet's word on a probe to the call that waits for it; else give the probe back."""
+        """Hand the fleet's word on a probe to the call that waits for it, or keep the probe for the next."""
         permission = None
         if word is not None:
             granted = word.token > 0
@@ -149,8 +173,37 @@ class SharedCircuit:
             if answer is not None and answer.set_running_or_notify_cancel():
                 answer.set_result(permission)
                 return
-        if permission is not None and permission.token is not None:
-            self.released(permission.token)
+            if permission is not None and permission.token == self._fence:  # nothing has happened since
+                self._late = permission.token
+            ended = self._ended
+        if ended:
+            self._give_back_late()
+
+    def _take_late(self) -> int | None:
+        """Return the probe that came late, unless its lease is nearly over, and have the lease begin anew.
+
+        It is kept for as long as an attempt may take, from when it was asked for. The store lends it for
+        AWAY_SECONDS more: as long as the news may take that it is used, or the store is away.
+        """
+        token = self._late
+        if token is not None and time.monotonic() >= self._usable_until:
+            self._late = token = None
+        if token is None or not self._submit(self._question("used", token=token), self._reported):
+            return None
+        self._late = None
+        return token
+
+    def _give_back_late(self) -> None:
+        with self._asking:
+            token, self._late = self._late, None
+        if token is not None:
+            self.released(token)
+
+    def _forget_late(self, fence: int) -> None:
+        """Forget a late probe if the circuit has moved on since, which ended its lease."""
+        with self._asking:
+            if self._late is not None and self._late < fence:
+                self._late = None
 
     def _heard(self, told: Transition | None, word: Word | None) -> None:
         """Adopt what the store says after it was told of a transition, which it now knows."""
@@ -246,7 +299,9 @@ class SharedCircuits:
             jobs = [self._jobs.get(), *self._queued()]
             going_on = None not in jobs
             self._exchange(jobs)
-        while jobs := self._queued():  # probes that calls have given back at the end, and what that brings
+        for circuit in tuple(self._circuits.values()):
+            circuit.end()
+        while jobs := self._queued():  # probes that were given back at the end, and what that brings
             self._exchange(jobs)
         with self._lock:
             self._reached = False
@@ -277,7 +332,9 @@ class SharedCircuits:
         now = time.monotonic()
         if now - jobs[0].asked > FLEET_SECONDS:
             if self.status == "primary":
-                _log.warning("circuit sharing: the store answers late: open circuits may go without a probe")
+                _log.warning(
+                    "circuit sharing: the store answers late: a call asks for a probe, a later one is it"
+                )
             self._slow_until = now + SLOW_SECONDS
 
     def _listen(self) -> None:

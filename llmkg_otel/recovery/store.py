@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AWAY_SECONDS", "HEARTBEAT_SECONDS", "CircuitStore", "Question", "Verb", "Word"]
 
-Verb = Literal["look", "trip", "close", "recall", "probe", "succeeded", "released"]
+Verb = Literal["look", "trip", "close", "recall", "probe", "used", "succeeded", "released"]
 
 HEARTBEAT_SECONDS = 0.25
 """How long the channel may be silent before the store is asked for a sign of life."""
@@ -102,7 +102,8 @@ class CircuitStore:
     def _run(self, client: Any, sha: str, questions: Sequence[Question]) -> list[Any]:
         pipeline, now = client.pipeline(transaction=False), time.monotonic()
         for verb, circuit, config, token, at in questions:
-            times = [config.recovery_timeout, config.timeout, 0.0 if at is None else now - at]
+            lent_for = config.timeout + AWAY_SECONDS  # an attempt, and the ways of the probe and the report
+            times = [config.recovery_timeout, lent_for, 0.0 if at is None else now - at]
             recovery, lease, age = (round(seconds * _MICROSECONDS) for seconds in times)
             key, threshold = f"{self._prefix}:circuit:{circuit}", config.success_threshold
             arguments = [verb, circuit, self._channel, recovery, lease, threshold, token, age]

@@ -161,6 +161,7 @@ class OpsServer:
             uvicorn.Config(
                 ops_app(system),
                 http="h11",  # whatever else is installed: what is read of a request is the same everywhere
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -93,7 +93,7 @@ class _Collector(_CustomCollector):
             if isinstance(metric.data, Histogram):
                 self._add_exemplars(family, metric.data)
             if doubles:
-                self._refuse(family, f"{len(doubles)} samples of", "the same series is there")
+                self._refuse(family, "samples of", "the same series is there")
                 family.samples = [each for i, each in enumerate(family.samples) if i not in doubles]
             if known is not family:
                 known.samples += family.samples

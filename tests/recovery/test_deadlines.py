@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from concurrent.futures import Future
 from contextlib import suppress
-from threading import Timer
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from llmkg_otel.errors import (
 )
 from llmkg_otel.recovery.fleet import Permission
 from llmkg_otel.recovery.patience import Usual, patience_seconds
+from llmkg_otel.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -318,21 +320,16 @@ async def test_a_rung_that_is_cancelled_from_within_gives_way_to_the_next(system
     assert system.execute_protected_operation_sync("op", fails, fallbacks=ladder) == "of yesterday"
 
 
-class LateFleet:
-    """Lends its probe when so many seconds are over; keeps what is given back."""
+class Lending:
+    """A fleet that lends its probe as `lend` says; keeps what is given back."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, lend: Callable[[Future[Permission | None]], object]) -> None:
+        self.lend = lend
         self.given_back: list[int] = []
 
     def request_probe(self) -> Future[Permission | None]:
         answer: Future[Permission | None] = Future()
-
-        def lend() -> None:
-            if answer.set_running_or_notify_cancel():
-                answer.set_result(Permission(7))
-
-        Timer(self.seconds, lend).start()
+        self.lend(answer)
         return answer
 
     def opened(self, token: int | None) -> None: ...
@@ -345,33 +342,52 @@ class LateFleet:
         self.given_back.append(token)
 
 
-@pytest.mark.parametrize("sync", [False, True])
-async def test_an_engine_is_not_entered_when_the_time_was_spent_on_asking_for_a_probe(
-    make_system: MakeSystem, *, sync: bool
-) -> None:
-    system = make_system(
-        circuit_breaker=CircuitBreakerConfig(failure_threshold=1, recovery_timeout=0.001),
-        retry=RetryConfig(max_retries=0),
-    )
-    fleet, entered = LateFleet(0.02), 0
+class Asking:
+    """A system whose circuit is about to ask the fleet for a probe, and a call with 15 ms of time."""
 
-    def enter() -> None:
-        nonlocal entered
-        entered += 1
+    def __init__(self, make_system: MakeSystem, fleet: Lending, *, sync: bool) -> None:
+        breaker = CircuitBreakerConfig(failure_threshold=1, recovery_timeout=0.001)
+        self.system = make_system(circuit_breaker=breaker, retry=RetryConfig(max_retries=0))
+        self.sync, self.entered = sync, 0
+        with suppress(ConnectionRefusedError):
+            self.system.execute_protected_operation_sync("op", self.operation)
+        self.system.circuit_breaker("op").fleet = fleet
+
+    def operation(self) -> None:
+        self.entered += 1
         raise ConnectionRefusedError
 
-    with pytest.raises(ConnectionRefusedError):
-        await system.execute_protected_operation("op", enter)
-    breaker = system.circuit_breaker("op")
-    breaker.fleet = fleet
-    await asyncio.sleep(0.002)  # the circuit asks for a probe when its time has come
-
-    async def call() -> None:
-        if sync:
-            system.execute_protected_operation_sync("op", enter, timeout_seconds=0.015)
+    async def call(self) -> None:
+        await asyncio.sleep(0.002)  # then the circuit's recovery_timeout is over
+        if self.sync:
+            self.system.execute_protected_operation_sync("op", self.operation, timeout_seconds=0.015)
         else:
-            await system.execute_protected_operation("op", enter, timeout_seconds=0.015)
+            await self.system.execute_protected_operation("op", self.operation, timeout_seconds=0.015)
 
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_call_asks_for_a_probe_no_longer_than_it_has_time(
+    make_system: MakeSystem, *, sync: bool
+) -> None:
+    answers: list[Future[Permission | None]] = []
+    asking = Asking(make_system, Lending(answers.append), sync=sync)
+    with pytest.raises(CircuitOpenError):
+        await asking.call()
+    assert [answer.cancelled() for answer in answers] == [True]
+    assert asking.entered == 1
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_probe_that_comes_when_the_time_is_over_is_given_back_and_not_sent(
+    make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch, *, sync: bool
+) -> None:
+    def lend(answer: Future[Permission | None]) -> None:
+        clock = SimpleNamespace(monotonic=FakeClock(time.monotonic() + 1))
+        monkeypatch.setattr("llmkg_otel.attempt.time", clock)
+        answer.set_result(Permission(7))
+
+    fleet = Lending(lend)
+    asking = Asking(make_system, fleet, sync=sync)
     with pytest.raises(OperationTimeoutError, match="total deadline"):
-        await call()
-    assert entered == 1
+        await asking.call()
+    assert (asking.entered, fleet.given_back) == (1, [7])

@@ -7,96 +7,25 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import SecretStr
+from support.fleet import BROKEN, Instance, granted
 from support.servers import wait_until
 from support.time import Seen
 
 from llmkg_otel.config import CircuitBreakerConfig, CircuitSharingConfig
 from llmkg_otel.errors import CircuitOpenError
-from llmkg_otel.events import BreakerTransitioned
 from llmkg_otel.recovery import shared
-from llmkg_otel.recovery.breaker import CircuitBreaker, Ticket
+from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.fleet import FLEET_SECONDS, NO_WORD
-from llmkg_otel.recovery.shared import SharedCircuits
 from llmkg_otel.recovery.store import Word
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from support.redis import RedisServer
-
-    from llmkg_otel.recovery.fleet import Permission
-
-BROKEN = ConnectionError("broken")
-
-
-class Instance:
-    """A breaker that one failure opens, for a minute, and one success closes; and its line to the fleet."""
-
-    def __init__(self, uri: str, prefix: str = "llmkg", **config: Any) -> None:
-        once = {"failure_threshold": 1, "success_threshold": 1, "recovery_timeout": 60.0, **config}
-        self.seen = Seen()
-        self.breaker = CircuitBreaker("search", CircuitBreakerConfig(**once), self.seen)
-        sharing = CircuitSharingConfig(storage_uri=SecretStr(uri), key_prefix=prefix)
-        self.circuits = SharedCircuits(sharing)
-        self.line = self.breaker.fleet = self.circuits.join(self.breaker)
-
-    @property
-    def states(self) -> list[str]:
-        return [event.state for event in self.seen if isinstance(event, BreakerTransitioned)]
-
-    def fail(self) -> None:
-        self.breaker.failed(self.breaker.admit_sync(), BROKEN)
-
-    def probe(self) -> Ticket | None:
-        try:
-            return self.breaker.admit_sync()
-        except CircuitOpenError:
-            return None
-
-    def fleets_probe(self) -> Ticket | None:
-        ticket = self.probe()
-        if ticket is None or ticket.token is not None:
-            return ticket
-        self.breaker.ignored(ticket)  # on a busy machine the fleet's word came too late
-        return None
-
-    def probe_in_time(self) -> Ticket:
-        ticket = wait_until(self.fleets_probe, "the fleet's probe")
-        assert isinstance(ticket, Ticket)
-        return ticket
-
-    def becomes(self, state: str) -> None:
-        wait_until(lambda: self.breaker.state == state, f"the state {state}")
-
-    def is_in(self, status: str) -> None:
-        wait_until(lambda: self.circuits.status == status, f"the status {status}")
-
-
-def granted(asked: Future[Permission | None]) -> int:
-    """Return the token of a probe that was asked for."""
-    permission = asked.result(1)
-    assert permission is not None
-    assert permission.token is not None
-    return permission.token
-
-
-@pytest.fixture
-def make(redis_server: RedisServer) -> Iterator[Callable[..., Instance]]:
-    made: list[Instance] = []
-
-    def start(*, started: bool = True, **options: Any) -> Instance:
-        made.append(Instance(redis_server.uri, **options))
-        if started:
-            made[-1].circuits.start()
-        return made[-1]
-
-    yield start
-    for instance in made:
-        instance.circuits.stop()
 
 
 def test_a_circuit_that_opens_in_one_process_is_open_in_all(make: Callable[..., Instance]) -> None:
@@ -247,12 +176,66 @@ def test_an_instance_hears_itself_and_is_not_moved_by_it(make: Callable[..., Ins
     assert one.states == ["open", "half_open", "closed"] * 5
 
 
-def test_force_close_is_of_this_process_alone(make: Callable[..., Instance]) -> None:
+def test_force_close_closes_the_circuit_of_the_fleet(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one, other = make(recovery_timeout=1e-6), make()
+    one.fail()
+    other.becomes("open")
+    probe = one.probe_in_time()
+    other.breaker.force_close()
+    one.becomes("closed")
+    one.breaker.failed(probe, BROKEN)  # sent before: its outcome changes nothing
+    other.line.request_probe()
+    wait_until(lambda: other.line._answer is None, "an answer from the fleet")
+    assert (one.breaker.state, other.breaker.state) == ("closed", "closed")
+    assert redis_server.client.hget("llmkg:circuit:search", "state") == b"closed"
+    assert make().breaker.state == "closed"
+
+
+@pytest.mark.parametrize("override", ["force_open", "disable"])
+def test_an_override_outlasts_what_the_fleet_says_and_is_told_to_nobody(
+    override: str, make: Callable[..., Instance]
+) -> None:
+    one, other = make(recovery_timeout=0.05), make()
+    getattr(other.breaker, override)()
+    overridden = other.breaker.state
+    one.fail()
+    wait_until(lambda: other.breaker._circuit.state == "open", "the fleet's word")
+    assert other.breaker.state == overridden
+    assert one.breaker.state == "open"
+    one.breaker.succeeded(one.probe_in_time(), first=True)
+    wait_until(lambda: other.breaker._circuit.state == "closed", "the fleet's word")
+    assert other.breaker.state == overridden
+    assert one.states == ["open", "half_open", "closed"]
+
+
+@pytest.mark.parametrize("override", ["force_open", "disable"])
+def test_the_end_of_an_override_leaves_all_closed_also_where_the_fleet_opened_meanwhile(
+    override: str, make: Callable[..., Instance]
+) -> None:
+    one, other = make(), make()
+    getattr(other.breaker, override)()
+    one.fail()
+    wait_until(lambda: other.breaker._circuit.state == "open", "the fleet's word")
+    other.breaker.force_close()
+    one.becomes("closed")
+    assert other.breaker.state == "closed"
+
+
+def test_a_store_that_is_back_does_not_undo_a_force_close(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
     one, other = make(), make()
     one.fail()
     other.becomes("open")
+    redis_server.pause()
+    other.is_in("fallback")
     other.breaker.force_close()
-    assert (one.breaker.state, other.breaker.state) == ("open", "closed")
+    redis_server.resume()
+    other.is_in("primary")
+    one.becomes("closed")
+    assert other.breaker.state == "closed"
 
 
 def test_a_probe_that_is_out_at_the_end_is_given_back(
@@ -308,7 +291,7 @@ class TestWithoutTheStore:
         other.becomes("open")
         assert other.breaker.retry_after == pytest.approx(one.breaker.retry_after, abs=1)
 
-    def test_an_opening_that_was_over_before_it_could_be_told_is_not_told(
+    def test_of_an_opening_that_was_over_before_it_could_be_told_only_the_closing_is_told(
         self, make: Callable[..., Instance], redis_server: RedisServer
     ) -> None:
         one, other = make(), make()
@@ -321,7 +304,7 @@ class TestWithoutTheStore:
         one.is_in("primary")
         other.is_in("primary")
         assert (one.breaker.state, other.breaker.state) == ("closed", "closed")
-        assert redis_server.client.keys() == []
+        assert redis_server.client.hget("llmkg:circuit:search", "state") == b"closed"
 
     def test_a_closing_that_came_later_wins_over_an_opening_that_could_not_be_told(
         self, make: Callable[..., Instance]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 async def slow_proxy(port: int, round_trip: float) -> AsyncIterator[int]:
     """Stand before a port of this machine, so far away; gives the proxy's own port."""
 
+    serving: set[asyncio.Task[Any]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(cast("asyncio.Task[Any]", asyncio.current_task()))
         there = await asyncio.open_connection("127.0.0.1", port)
         with contextlib.suppress(ConnectionError):
             async with asyncio.TaskGroup() as both:
@@ -24,6 +27,8 @@ async def slow_proxy(port: int, round_trip: float) -> AsyncIterator[int]:
 
     async with await asyncio.start_server(serve, "127.0.0.1") as server:
         yield server.sockets[0].getsockname()[1]
+        if serving:
+            await asyncio.wait(serving, timeout=10 * round_trip + 1)  # until who is served has gone
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support.processes import facts, run
 
+import llmkg_otel
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -166,3 +168,14 @@ def test_the_library_names_what_opentelemetrys_import_would_fail_on(text: str) -
     """
     error = facts(code % settings(text))["error"]
     assert error.startswith(f"llmkg_otel.errors.ConfigurationError: {text.partition('=')[0]} = ")
+
+
+def test_the_command_line_is_there_before_opentelemetry_is_and_so_are_the_public_names() -> None:
+    script = "import sys, llmkg_otel as o, llmkg_otel.cli; print('opentelemetry' in sys.modules, *dir(o))"
+    code = f"""
+        import subprocess, sys
+        told(said=subprocess.check_output([sys.executable, "-c", {script!r}], text=True).split())
+    """
+    imported, *names = facts(code)["said"]
+    assert imported == "False"
+    assert set(names) >= set(llmkg_otel.__all__)

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  a hash: state (open or closed), since (when it came to that), fence, and while it is open:
 --          token and expires of the probe that is lent (0: none), successes of earlier ones.
--- ARGV     verb, circuit, channel, then numbers: recovery timeout, attempt timeout, success threshold,
+-- ARGV     verb, circuit, channel, then numbers: recovery timeout, length of a lease, success threshold,
 --          token of a probe (0: none), age of an opening or a closing. Times are in microseconds.
 -- Returns  {state, fence, wait, token}: the state afterwards ("absent": nothing is known), the time
 --          until a probe may be had, and the token of the probe that was granted (0: none, -1: it is
@@ -102,6 +102,15 @@ function verbs.probe()
   lent, expires = fence, now + lease
   save()
   return answer(0, lent)
+end
+
+-- A probe that came late, and is sent only now.
+function verbs.used()
+  if token == lent then
+    expires = now + lease
+    save()
+  end
+  return answer(wait(), 0)
 end
 
 function verbs.succeeded()
