@@ -65,7 +65,7 @@ _CAPABILITIES = (
 )
 """Addresses that whoever knows may write to."""
 
-_MARKS = ("bearer ", "basic ", "-----begin", "hook", "telegram.org", "?code=", "&code=", ";code=")
+_MARKS = ("bearer", "basic", "-----begin", "hook", "telegram.org", "?code=", "&code=", ";code=")
 _PARTS_OF_NAMES = ("pass", "pwd", "secret", "cred", "sig", "sess", "sid", "key", "token", "auth", "cookie")
 _ANY_NAME = rf"(?:{_SURE}|{_HEADERS}|pass|auth|sid|sig|routing[-_]?key|[?&;]key)"
 _NAME_AND_SIGN = re.compile(rf"""{_ANY_NAME}(?:["'\\=:>&]|\s+[=:])""")
@@ -73,51 +73,11 @@ _NAME = re.compile(rf"""{_ANY_NAME}["'\\=:>&\s]""")
 _LEAST_KEY = 14
 """Characters of the shortest key of a service, with its prefix."""
 _PREFIXES = (
-    *(
-        "sk-",
-        "k_live_",
-        "k_test_",
-        "whsec_",
-        "xai-",
-        "pplx-",
-        "nvapi-",
-        "csk-",
-        "tvly-",
-        "lsv2_",
-        "jina_",
-        "hf_",
-    ),
-    *(
-        "gsk_",
-        "npm_",
-        "r8_",
-        "fw_",
-        "glsa_",
-        "ntn_",
-        "figd_",
-        "sbp_",
-        "tgp_v1_",
-        "github_pat_",
-        "gl",
-        "gh",
-        "xox",
-    ),
-    *(
-        "xapp-",
-        ":AA",
-        "AKIA",
-        "ASIA",
-        "AIza",
-        "ya29.",
-        "GOCSPX-",
-        "1//0",
-        "pypi-",
-        "SG.",
-        "_v1_",
-        "dapi",
-        "hvs.",
-    ),
-    *("hvb.", "TT3", "NRAK-", "lin_api_", "shp", "AGE-SECRET", "eyJ"),
+    *("sk-", "k_live_", "k_test_", "whsec_", "xai-", "pplx-", "nvapi-", "csk-", "tvly-"),
+    *("lsv2_", "jina_", "hf_", "gsk_", "npm_", "r8_", "fw_", "glsa_", "ntn_"),
+    *("figd_", "sbp_", "tgp_v1_", "github_pat_", "gl", "gh", "xox", "xapp-", ":AA"),
+    *("AKIA", "ASIA", "AIza", "ya29.", "GOCSPX-", "1//0", "pypi-", "SG.", "_v1_"),
+    *("dapi", "hvs.", "hvb.", "TT3", "NRAK-", "lin_api_", "shp", "AGE-SECRET", "eyJ"),
 )
 
 
