@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llmkg_otel.call import Call
 
-__all__ = ["Watch", "Watches"]
+__all__ = ["GRACE_SECONDS", "Watch", "Watches"]
 
 
 GRACE_SECONDS = 1.0

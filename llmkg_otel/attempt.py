@@ -6,15 +6,14 @@ Async and sync are twins: they share every decision, but only a task can be canc
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmkg_otel._bodies import synchronous
-from llmkg_otel._watch import Watch, Watches
+from llmkg_otel._watch import GRACE_SECONDS, Watch, Watches
 from llmkg_otel.errors import EngineCancelledError, InvalidInputError, OperationTimeoutError
 from llmkg_otel.events import TimeLimitIgnored
-from llmkg_otel.recovery.failures import blames_engine, tells_of_cancellation
+from llmkg_otel.recovery.failures import blames_engine, was_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,7 +82,7 @@ class Attempts:
             result = await body()
         except BaseException as raised:
             late = call.cut_short = watch.stop(call) and task.uncancel() <= cancelling
-            call.cancelled = task.cancelling() > cancelling and _came_from_outside(raised)
+            call.cancelled = was_cancelled(task, cancelling, raised)
             cancelled = isinstance(raised, asyncio.CancelledError) and not call.cancelled
             other = _made_of(op, call, seconds, late=late) if cancelled else None
             self._report(op, call, ticket, other or raised, started, cut_after=seconds if late else 0.0)
@@ -161,7 +160,7 @@ class Attempts:
         call.attempt_seconds = time.monotonic() - started
         if self._times_attempts:
             self._observer.attempt_timed(call, call.attempt_seconds, error)
-        if cut_after and not isinstance(error, OperationTimeoutError):
+        if cut_after and call.attempt_seconds > cut_after + GRACE_SECONDS:
             self._tell_of_late(call, returned=True)
         if overdue := call.cancelled and call.is_overdue_around():
             # A timer of a call around this one rang first; on a hung engine its limit always does, if equal.
@@ -206,17 +205,6 @@ def _left(op: Operation, call: Call, ticket: Ticket, now: float) -> float:
         return left
     op.breaker.ignored(ticket)
     raise OperationTimeoutError(op.name, "deadline", call.timeout)
-
-
-def _came_from_outside(error: BaseException) -> bool:
-    """Say whether a cancellation that the task counts, and that became this error, was somebody's outside.
-
-    A TaskGroup that aborts while it waits for its tasks cancels its own task, and before Python 3.13 leaves
-    that on the count: an error is then believed only if a cancellation is in its history.
-    """
-    if sys.version_info >= (3, 13) or isinstance(error, asyncio.CancelledError):
-        return True
-    return tells_of_cancellation(error)
 
 
 def _made_of(op: Operation, call: Call, seconds: float, *, late: bool) -> Exception:

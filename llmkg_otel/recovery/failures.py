@@ -6,6 +6,7 @@ A TaskGroup inside an operation raises several failures as one: each of them has
 from __future__ import annotations
 
 import asyncio
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ __all__ = [
     "every_is",
     "is_retryable",
     "retry_after_seconds",
-    "tells_of_cancellation",
+    "was_cancelled",
 ]
 
 _FOR_EVER = 1e9
@@ -64,12 +65,37 @@ def blames_engine(error: BaseException, caller_errors: Classes) -> bool:
     )
 
 
-def tells_of_cancellation(error: BaseException) -> bool:
-    """Say whether an error was raised while a cancellation was on its way out; of a group, each one in it."""
-    return all(
-        any(isinstance(each, asyncio.CancelledError) for each in _history(leaf, context=True))
-        for leaf in leaves(error)
-    )
+def was_cancelled(task: asyncio.Task[Any], before: int, error: BaseException) -> bool:
+    """Say whether somebody outside cancelled a task, which then raised this error; `before`: its count then.
+
+    A TaskGroup that aborts while it waits for its tasks cancels its own task, and before Python 3.13 leaves
+    that on the count. So a group, and what was raised from one, is believed only if each failure in it was
+    raised while a cancellation was on its way out; if one was not, the group had its own reason, and what it
+    left on the count is taken off.
+    """
+    if task.cancelling() <= before:
+        return False
+    if sys.version_info >= (3, 13) or isinstance(error, asyncio.CancelledError):
+        return True
+    groups = (each for each in _history(error, whole=True) if isinstance(each, BaseExceptionGroup))
+    if not any(_has_own_failure(group) for group in groups):
+        return True
+    while task.cancelling() > before:
+        task.uncancel()
+    return False
+
+
+def _has_own_failure(group: BaseExceptionGroup[BaseException]) -> bool:
+    """Say whether a failure in a group came of itself, not of a cancellation on its way out.
+
+    A timeout and an engine's own cancellation have one behind them, which ended with them.
+    """
+    ends = (TimeoutError, EngineCancelledError)
+    for leaf in leaves(group):
+        cancelled = any(isinstance(each, asyncio.CancelledError) for each in _history(leaf, ends))
+        if not cancelled:
+            return True
+    return False
 
 
 def retry_after_seconds(error: BaseException) -> float:
@@ -96,9 +122,10 @@ def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
 
     Cancellation and exits are not failures. A timeout, of Python's class or one of a library's own
     (`httpx.ReadTimeout`), and a connection lost in the middle leave the outcome unknown, as does an engine
-    that cancelled itself; so does what was raised from one of these. Only an idempotent operation is
-    repeated then. Errors of this layer that do not blame the engine are final: whoever refused said when to
-    come back, and a wrong argument stays wrong. Of a group, each one has to allow it.
+    that cancelled itself; so does what was raised from one of these, or while it was handled. Only an
+    idempotent operation is repeated then. Errors of this layer that do not blame the engine are final:
+    whoever refused said when to come back, and a wrong argument stays wrong. Of a group, each one has to
+    allow it.
     """
     return isinstance(error, Exception) and all(
         _repeats(leaf, idempotent=idempotent) for leaf in leaves(error)
@@ -110,32 +137,59 @@ def _repeats(error: BaseException, *, idempotent: bool) -> bool:
         return False
     if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
         return False
-    return idempotent or not any(_leaves_outcome_unknown(cause) for cause in _history(error))
+    return idempotent or not any(_leaves_outcome_unknown(each) for each in _history(error))
 
 
-def _history(error: BaseException, *, context: bool = False) -> Iterator[BaseException]:
-    """Give an error and what it was raised from, in turn: the members of groups, for a group.
+def _history(
+    error: BaseException, ends: tuple[type[BaseException], ...] = (), *, whole: bool = False
+) -> Iterator[BaseException]:
+    """Give an error, what it was raised from or during the handling of, and so on; of groups, their members.
 
-    With `context`, also what was being handled when it was raised.
+    What the caller was handling when it called is not part of it. Nothing is looked for behind errors of
+    the classes in `ends`. `whole` gives groups too.
     """
     waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()  # an error can be made its own cause, by way of others
+    handled = sys.exception()
+    seen = {id(None)}  # an error can be made its own cause, by way of others
+    if handled is not error:
+        seen.add(id(handled))
     while waiting:
-        if (nearest := waiting.pop()) is None:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
             continue
-        for each in leaves(nearest):
-            if id(each) not in seen:
-                seen.add(id(each))
-                yield each
-                waiting += (each.__cause__, each.__context__ if context else None)
+        seen.add(id(each))
+        if isinstance(each, BaseExceptionGroup):
+            waiting.extend(each.exceptions)
+        if whole or not isinstance(each, BaseExceptionGroup):
+            yield each
+        if not isinstance(each, ends):
+            waiting += (each.__cause__, each.__context__)
+
+
+_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, EOFError)
+_LOST_NAMES = frozenset(
+    {
+        "ChunkedEncodingError",
+        "ClientPayloadError",
+        "IncompleteRead",
+        "ProtocolError",
+        "ReadError",
+        "RemoteProtocolError",
+        "ServerDisconnectedError",
+        "SessionExpired",
+        "WriteError",
+    }
+)
+"""What requests, urllib3, httpx, aiohttp and neo4j call a connection that was lost in the middle."""
+_OUT_OF_TIME = ("Timeout", "TimeoutError", "TimeoutException")
+"""How the names of timeouts end: client libraries have classes of their own."""
 
 
 def _leaves_outcome_unknown(error: BaseException) -> bool:
-    lost = (EngineCancelledError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
-    return isinstance(error, lost) or _ran_out_of_time(error)
-
-
-def _ran_out_of_time(error: BaseException) -> bool:
-    """Say whether it tells of a timeout; client libraries have classes of their own, by such names."""
-    names = ("Timeout", "TimeoutError", "TimeoutException")
-    return any(kind.__name__.endswith(names) for kind in type(error).__mro__)
+    """Say whether it tells of a timeout, a connection lost in the middle, or an engine's cancellation."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return (
+        isinstance(error, (EngineCancelledError, *_LOST))
+        or any(name.endswith(_OUT_OF_TIME) for name in names)
+        or not _LOST_NAMES.isdisjoint(names)
+    )

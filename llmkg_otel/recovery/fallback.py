@@ -7,9 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from llmkg_otel._bodies import in_thread, is_async
+from llmkg_otel._bodies import in_thread, is_async, synchronous
 from llmkg_otel.errors import error_type
 from llmkg_otel.events import FallbackFailed, Observer
+from llmkg_otel.recovery.failures import was_cancelled
 
 if TYPE_CHECKING:
     from llmkg_otel.call import Call
@@ -39,7 +40,7 @@ async def fall_back(
             async with asyncio.timeout(allowed):
                 answer = await (rung if is_async(rung) else in_thread(call, rung))()
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:
+            if was_cancelled(task, cancelling, error):
                 raise
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue
@@ -57,7 +58,7 @@ def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: 
         if call.remaining() <= 0:
             break
         try:
-            answer = cast("T", rung())
+            answer = cast("T", synchronous(call.operation, rung()))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - no task is cancelled in here
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue

@@ -125,30 +125,44 @@ def limits_ignored(telemetry: CapturedTelemetry) -> list[object]:
 SHORT: list[dict[str, Any]] = [{"circuit_breaker": CircuitBreakerConfig(timeout=0.1)}, {"timeout": 0.1}]
 
 
-@pytest.mark.parametrize("ends", ["returns", "raises"])
 @pytest.mark.parametrize("limit", SHORT)
-async def test_an_operation_that_swallows_its_cancellation_is_reported(
-    limit: dict[str, Any], ends: str, make_system: MakeSystem, telemetry: CapturedTelemetry
+async def test_an_operation_that_swallows_its_cancellation_and_returns_is_reported(
+    limit: dict[str, Any], make_system: MakeSystem, telemetry: CapturedTelemetry
 ) -> None:
     system = make_system(operations={"op": OperationConfig(retry=RetryConfig(max_retries=0), **limit)})
 
     async def stubborn() -> str:
         with suppress(asyncio.CancelledError):
             await forever()
-        if ends == "raises":
-            raise ConnectionError
         return "late"
 
-    call = system.execute_protected_operation("op", stubborn)
-    if ends == "raises":
-        with pytest.raises(ConnectionError):
-            await call
-    else:
-        assert await call == "late"
+    assert await system.execute_protected_operation("op", stubborn) == "late"
     assert limits_ignored(telemetry) == [True]
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("grace", [0.0, 1.0])
+@pytest.mark.parametrize("limit", SHORT)
+async def test_one_that_raises_an_error_of_its_own_is_reported_only_if_that_took_long(
+    limit: dict[str, Any],
+    grace: float,
+    make_system: MakeSystem,
+    telemetry: CapturedTelemetry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmkg_otel.attempt.GRACE_SECONDS", grace)
+    system = make_system(operations={"op": OperationConfig(retry=RetryConfig(max_retries=0), **limit)})
+
+    async def converting() -> str:
+        with suppress(asyncio.CancelledError):
+            await forever()
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await system.execute_protected_operation("op", converting)
+    assert limits_ignored(telemetry) == ([] if grace else [True])
 
 
 async def test_an_operation_that_goes_on_after_its_cancellation_is_reported_while_it_does(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.recovery.failures import is_retryable, retry_after_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from support.calls import Path
 
@@ -43,6 +44,27 @@ def circular() -> Exception:
     return first
 
 
+def during(handled: BaseException) -> Exception:
+    """Return an error as requests raises it: while it handled another one, and not from it."""
+    try:
+        raise handled
+    except BaseException:
+        try:
+            raise OSError("aborted")
+        except OSError as error:
+            return error
+
+
+def as_one(cause: BaseException) -> Exception:
+    both = group(DOWN)
+    both.__cause__ = cause
+    return both
+
+
+class RemoteProtocolError(Exception):
+    """What httpx raises."""
+
+
 ONCE = [
     group(MISTAKE),
     group(DOWN, group(MISTAKE)),
@@ -52,6 +74,10 @@ ONCE = [
     caused(caused(group(DOWN, LATE))),
     ConnectionResetError("it had the request"),
     caused(BrokenPipeError()),
+    during(ConnectionResetError()),
+    during(asyncio.IncompleteReadError(b"", 4)),
+    RemoteProtocolError("disconnected"),
+    as_one(LATE),
 ]
 AGAIN = [group(DOWN), group(DOWN, group(OSError())), caused(DOWN), caused(None), circular()]
 
@@ -168,3 +194,122 @@ async def test_a_group_raised_by_the_engine_comes_out_as_itself(system: Producti
     with pytest.raises(ExceptionGroup) as caught:
         await system.execute_protected_operation("op", operation)
     assert caught.value is raised
+
+
+async def times_out() -> None:
+    async with asyncio.timeout(0.001):
+        await asyncio.Event().wait()
+
+
+async def waits_in_vain() -> None:
+    await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+
+
+async def refuses() -> None:
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize("child", [times_out, waits_in_vain, refuses], ids=lambda child: child.__name__)
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_child_that_times_out_is_no_cancellation_of_the_call(
+    make_system: MakeSystem, child: Callable[[], Coroutine[None, None, None]], *, wrapped: bool
+) -> None:
+    """Before Python 3.13 a TaskGroup leaves its own cancellation on its task's count."""
+    system, entered = make_system(), 0
+    system.configure_operation("op", OperationConfig(idempotent=True))
+
+    async def operation() -> str:
+        nonlocal entered
+        entered += 1
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(child())
+        except ExceptionGroup as failed:
+            if wrapped:
+                raise LookupError from failed
+            raise
+        return "never"
+
+    async def rung() -> str:
+        return "rung"
+
+    assert await system.execute_protected_operation("op", operation, fallbacks={"rung": rung}) == "rung"
+    (op,) = system.operations
+    assert (entered, op.breaker.calls["failure"], op.retry.calls) == (3, 3, {"exhausted": 1})
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+class Hidden:
+    """An engine that makes an error of its own of a cancellation, in one way or another."""
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+        self.entered = asyncio.Event()
+        self.calls = 0
+
+    async def child(self) -> None:
+        try:
+            self.entered.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise LookupError from None
+
+    async def __call__(self) -> None:
+        self.calls += 1
+        if self.way == "in a task":
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.child())
+        elif self.way == "without a trace":
+            with suppress(asyncio.CancelledError, LookupError):
+                await self.child()
+            raise RuntimeError
+        else:
+            await self.child()
+
+
+@pytest.mark.parametrize("way", ["in a task", "without a trace", "at once"])
+@pytest.mark.parametrize("rung", [False, True])
+async def test_a_cancellation_that_became_an_error_is_still_one(
+    system: ProductionSystem, way: str, *, rung: bool
+) -> None:
+    engine = Hidden(way)
+    system.configure_operation("op", OperationConfig(idempotent=True))
+    fallbacks = {"first": engine, "second": refuses} if rung else {"first": refuses}
+    call = asyncio.create_task(
+        system.execute_protected_operation("op", refuses if rung else engine, fallbacks=fallbacks)
+    )
+    await engine.entered.wait()
+    call.cancel()
+    with pytest.raises((LookupError, RuntimeError, ExceptionGroup)):
+        await call
+    assert engine.calls == 1
+    (op,) = system.operations
+    assert op.breaker.calls["ignored"] == (0 if rung else 1)
+
+
+async def test_what_the_caller_was_handling_when_it_called_says_nothing_of_the_engine(
+    system: ProductionSystem,
+) -> None:
+    entered = 0
+
+    async def operation() -> None:
+        nonlocal entered
+        entered += 1
+        raise ConnectionRefusedError
+
+    try:
+        raise LATE
+    except TimeoutError:
+        with pytest.raises(ConnectionRefusedError):
+            await system.execute_protected_operation("op", operation)
+    assert entered == 3
+
+
+def test_a_rung_of_a_sync_call_that_has_yet_to_be_awaited_is_no_answer(system: ProductionSystem) -> None:
+    def fails() -> str:
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        system.execute_protected_operation_sync("op", fails, fallbacks={"rung": lambda: waits_in_vain()})
