@@ -127,17 +127,16 @@ def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
     whoever refused said when to come back, and a wrong argument stays wrong. Of a group, each one has to
     allow it.
     """
-    return isinstance(error, Exception) and all(
-        _repeats(leaf, idempotent=idempotent) for leaf in leaves(error)
-    )
-
-
-def _repeats(error: BaseException, *, idempotent: bool) -> bool:
-    if not isinstance(error, Exception) or (isinstance(error, LlmkgOtelError) and not error.blames_engine):
-        return False
-    if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
+    if not isinstance(error, Exception) or any(_is_final(leaf) for leaf in leaves(error)):
         return False
     return idempotent or not any(_leaves_outcome_unknown(each) for each in _history(error))
+
+
+def _is_final(error: BaseException) -> bool:
+    if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
+        return True
+    is_failure = isinstance(error, Exception)
+    return not is_failure or (isinstance(error, LlmkgOtelError) and not error.blames_engine)
 
 
 def _history(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.calls import SIMPLE, exits
@@ -46,13 +46,9 @@ def circular() -> Exception:
 
 def during(handled: BaseException) -> Exception:
     """Return an error as requests raises it: while it handled another one, and not from it."""
-    try:
-        raise handled
-    except BaseException:
-        try:
-            raise OSError("aborted")
-        except OSError as error:
-            return error
+    error = OSError("aborted")
+    error.__context__ = handled
+    return error
 
 
 def as_one(cause: BaseException) -> Exception:
@@ -276,7 +272,7 @@ async def test_a_cancellation_that_became_an_error_is_still_one(
 ) -> None:
     engine = Hidden(way)
     system.configure_operation("op", OperationConfig(idempotent=True))
-    fallbacks = {"first": engine, "second": refuses} if rung else {"first": refuses}
+    fallbacks: Any = {"first": engine, "second": refuses} if rung else {"first": refuses}
     call = asyncio.create_task(
         system.execute_protected_operation("op", refuses if rung else engine, fallbacks=fallbacks)
     )
@@ -311,5 +307,6 @@ def test_a_rung_of_a_sync_call_that_has_yet_to_be_awaited_is_no_answer(system: P
     def fails() -> str:
         raise ConnectionRefusedError
 
+    ladder: Any = {"rung": lambda: (waits_in_vain(), None)[0]}
     with pytest.raises(ConnectionRefusedError):
-        system.execute_protected_operation_sync("op", fails, fallbacks={"rung": lambda: waits_in_vain()})
+        system.execute_protected_operation_sync("op", fails, fallbacks=ladder)
