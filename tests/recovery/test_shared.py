@@ -109,6 +109,26 @@ def test_other_prefixes_are_other_fleets(make: Callable[..., Instance], redis_se
     assert other.breaker.state == "closed"
 
 
+def test_other_databases_of_one_server_are_other_fleets(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    zero, one, another = (make(uri=f"{redis_server.uri}/{database}") for database in (0, 1, 1))
+    another.fail()
+    one.becomes("open")
+    zero.fail()
+    zero.breaker.force_close()
+    key = "llmkg:circuit:search"
+    wait_until(lambda: redis_server.client.hget(key, "state") == b"closed", "the closing in database 0")
+    with redis_server.client.pubsub() as everything:
+        everything.psubscribe("*")
+        another.breaker.force_close()
+        one.becomes("closed")
+        messages = iter(lambda: everything.get_message(timeout=1), None)
+        assert {m["channel"] for m in messages if m["type"] == "pmessage"} == {b"llmkg:circuits:1"}
+    assert zero.states == ["open", "closed"]
+    assert one.states == ["open", "closed"]
+
+
 def test_a_closed_circuit_asks_and_tells_nothing(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
