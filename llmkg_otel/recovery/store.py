@@ -63,9 +63,9 @@ class CircuitStore:
 
     `uri` is in the notation of the `limits` library. Keys are `{key_prefix}:circuit:{name}`; they expire
     an hour after the last change, or after 10 times the circuit's `recovery_timeout` or `timeout`, if
-    that is longer. Transitions go to the channel `{key_prefix}:circuits`, of another database than 0 to
-    `{key_prefix}:circuits:{database}`: a server has its channels for all its databases. Nothing is connected before it is needed. Raises ConfigurationError for a URI that
-    cannot be used, or whose client library is missing.
+    that is longer. The channel is `{key_prefix}:circuits`, with `:{database}` unless that is 0: a server
+    has its channels for all its databases. Nothing is connected before it is needed. Raises
+    ConfigurationError for a URI that cannot be used, or whose client library is missing.
     """
 
     def __init__(self, uri: str, key_prefix: str) -> None:
