@@ -7,7 +7,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["FLEET_SECONDS", "NO_WORD", "Fleet", "Permission", "ask", "ask_sync"]
+__all__ = ["FLEET_SECONDS", "NO_WORD", "Fleet", "Permission", "ask", "ask_sync", "meet", "meet_sync"]
 
 FLEET_SECONDS = 0.05
 """How long a call may wait for the fleet's word."""
@@ -36,6 +36,9 @@ class Fleet(Protocol):
     Only an open circuit asks and only changes are told: a closed one costs nothing.
     """
 
+    met: Future[None]
+    """Done, and never cancelled, when the fleet has first said how its circuit is, or cannot be reached."""
+
     def request_probe(self) -> Future[Permission | None] | None:
         """Ask for the fleet's one probe; None, now or as the answer, while the fleet cannot be reached.
 
@@ -59,6 +62,22 @@ class Fleet(Protocol):
     def released(self, token: int) -> None:
         """Give a probe back that says nothing: cancelled, or a caller's mistake."""
         ...
+
+
+async def meet(fleet: Fleet | None) -> None:
+    """Wait until the fleet's first word has been heard, FLEET_SECONDS at most."""
+    if fleet is not None and not fleet.met.done():
+        word = asyncio.wrap_future(fleet.met)
+        try:
+            await asyncio.wait({word}, timeout=FLEET_SECONDS)
+        finally:
+            word.cancel()  # this loop may be closed when it comes
+
+
+def meet_sync(fleet: Fleet | None) -> None:
+    """Do the same in the calling thread."""
+    if fleet is not None and not fleet.met.done():
+        wait({fleet.met}, FLEET_SECONDS)
 
 
 async def ask(fleet: Fleet | None) -> Permission | None:
