@@ -357,7 +357,7 @@ class CircuitBreaker:
         if self._fleet is None or told:
             return
         token, states = None if ticket is None else ticket.token, [state for _, state in moves]
-        if "open" in states:
+        if "open" in states or (token is not None and error is not None):
             self._fleet.opened(token)
         elif "closed" in states:
             self._fleet.closed(token)

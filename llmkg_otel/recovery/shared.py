@@ -97,9 +97,10 @@ class SharedCircuit:
             if self._answer is None:
                 if (token := self._take_late()) is not None:
                     return _answer_of(Permission(token))
-                self._usable_until = time.monotonic() + self._breaker.config.timeout
+                until = time.monotonic() + self._breaker.config.timeout
                 if not self._submit(self._question("probe"), self._answered):
                     return None
+                self._usable_until = until
             self._answer = Future()
             return self._answer
 

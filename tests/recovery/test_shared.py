@@ -265,6 +265,26 @@ def test_an_override_outlasts_what_the_fleet_says_and_is_told_to_nobody(
     assert one.states == ["open", "half_open", "closed"]
 
 
+@pytest.mark.parametrize(
+    ("override", "outcome"), [("force_open", "failed"), ("disable", "failed"), ("disable", "succeeded")]
+)
+def test_the_outcome_of_the_fleets_probe_counts_also_where_it_was_overridden_meanwhile(
+    override: str, outcome: str, make: Callable[..., Instance]
+) -> None:
+    one, other = make(recovery_timeout=0.05), make(recovery_timeout=0.05)
+    one.fail()
+    other.becomes("open")
+    probe = one.probe_in_time()
+    getattr(one.breaker, override)()
+    if outcome == "failed":
+        one.breaker.configure(make().breaker.config)  # open for a minute from now on
+        one.breaker.failed(probe, BROKEN)
+        wait_until(lambda: (other.breaker.retry_after or 0) > 1, "a minute")
+    else:
+        one.breaker.succeeded(probe, first=True)
+        other.becomes("closed")
+
+
 @pytest.mark.parametrize("override", ["force_open", "disable"])
 def test_the_end_of_an_override_leaves_all_closed_also_where_the_fleet_opened_meanwhile(
     override: str, make: Callable[..., Instance]
