@@ -23,7 +23,7 @@ dashboards: setup ## write the Grafana dashboards that come from the code
 
 engines: setup .venv-engines/.ready ## create .venv-engines: the knowledge engines that tests run, locked too
 
-.venv-engines/.ready: pyproject.toml uv.lock scripts/engines.sh
+.venv-engines/.ready: pyproject.toml uv.lock scripts/engines.sh tests/support/neo4j/pom.xml
 	@scripts/engines.sh && touch $@
 
 demo: setup ## run the real server under load and faults, and check that the books balance

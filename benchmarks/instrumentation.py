@@ -67,8 +67,8 @@ def variants(base: type, profile: Profile) -> dict[str, type]:
     """Return the class bare, instrumented and protected: two subclasses with the wrapped methods."""
     made = {"bare": base}
     for name, protection in (("instrumented", None), ("protected", PROTECTION)):
-        ours = type(base.__name__, (base,), {})
-        methods = {each: how for each, how in profile.methods.items() if hasattr(base, each)}
+        methods = {each: how for each, how in profile.methods.items() if each in vars(base)}
+        ours = type(base.__name__, (base,), {each: vars(base)[each] for each in methods})
         Patches(RECORDER, protection).add(profile, ModuleType("bench"), ours, methods)
         made[name] = ours
     return made

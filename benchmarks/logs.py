@@ -4,18 +4,21 @@ A thread logs 100,000 lines as fast as it can, with JSON lines on a stream that 
 recent records, and OTLP to a collector that never answers, all on. Meanwhile protected calls run on the
 loop, 1 ms apart. Compared: their latency while another thread is as busy with plain Python, since one that
 computes takes turns with the loop whatever it does. And: what the records have left in memory, what each
-costs whoever logs it, and whether every record is accounted for.
+costs whoever logs it, and whether every record is accounted for. Last: whether redaction's time stays in
+proportion to texts made to slow it down.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import statistics
 import sys
 import threading
 import time
+import timeit
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,11 +29,35 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 from llmkg_otel import ProductionConfig, ProductionSystem, RateLimitConfig, ShutdownConfig
 from llmkg_otel.server.serve import SWITCH_SECONDS
 from llmkg_otel.telemetry.logs import CountingProcessor, JsonLogs, LogExport, dropped_records
+from llmkg_otel.telemetry.secret_text import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LINES = 100_000
+SEEDS = (
+    *(
+        "a",
+        "=",
+        "token=",
+        "password=[",
+        "password='",
+        "token='\\",
+        '\\"',
+        "sk-",
+        "://u:",
+        "://u:1@",
+        "https://a:b@",
+    ),
+    *(
+        "Bearer ",
+        "-----BEGIN PRIVATE KEY-----",
+        "eyJaaaaa.",
+        "authorization: null, ",
+        "<password>",
+        "--token ",
+    ),
+)
 log = logging.getLogger("engine")
 
 
@@ -136,6 +163,24 @@ def report(
     print(f"target: two full queues drop and count every line, the ring keeps 10,000; {dropped}, {kept}")
 
 
+def adversarial() -> None:
+    """Print how redaction's time grows with texts made to slow it down: in proportion is 4."""
+    worst = (0.0, 0.0, "")
+    for seed in SEEDS:
+        texts = (seed * (size // len(seed)) for size in (100_000, 400_000))
+        once, four = (cost(functools.partial(redact_text, text)) for text in texts)
+        if 1e3 * once > 1:  # what takes less is not measured well
+            worst = max(worst, (four / once, 1e3 * once, seed))
+    ratio, took, seed = worst
+    print(f"target: redacting four times the text takes at most six times as long; measured {ratio:.1f}")
+    print(f"  ({seed!r} repeated, {took:.1f} ms for 100 kB)")
+
+
+def cost(function: Callable[[], object]) -> float:
+    """Return the least seconds of three runs."""
+    return min(timeit.repeat(function, number=1, repeat=3))
+
+
 def main() -> None:
     for name in ("TRACES", "METRICS", "LOGS"):
         os.environ[f"OTEL_{name}_EXPORTER"] = "none"
@@ -144,6 +189,7 @@ def main() -> None:
     out: Any = Unread()
     with JsonLogs("info", out):
         asyncio.run(measure(out))
+    adversarial()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -11,34 +12,59 @@ from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from llmkg_otel.call import Call
 
-__all__ = ["check_sync", "in_thread", "is_async", "synchronous"]
+__all__ = ["check_ladder", "check_sync", "in_thread", "is_async", "synchronous"]
 
 T = TypeVar("T")
 
 
 def is_async(body: Callable[[], Awaitable[T] | T]) -> TypeGuard[Callable[[], Awaitable[T]]]:
-    """Say whether calling it gives a coroutine; else it is sync, and might block the loop."""
+    """Say whether calling it gives a coroutine; else it is sync, and might block the loop.
+
+    Raises InvalidInputError for what cannot be called, such as a coroutine that somebody has made already.
+    """
     function: Any = body
     while isinstance(function, partial):
         function = function.func
     code = getattr(function, "__code__", None)  # functions and bound methods: ten times cheaper than inspect
     if code is not None:
         return bool(code.co_flags & inspect.CO_COROUTINE)
-    return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not a test for callable
+    check_callable(function)
+    return inspect.iscoroutinefunction(function.__call__)
 
 
-def check_sync(
-    operation: str, body: Callable[[], object], ladder: Mapping[str, Callable[[], object]]
-) -> None:
-    """Raise InvalidInputError for what is not sync: a rung too, before there is a call that needs it."""
+def check_callable(function: object) -> None:
+    """Raise InvalidInputError for what is no function to be called for each attempt."""
+    if callable(function):
+        return
+    if inspect.iscoroutine(function):
+        function.close()
+    raise InvalidInputError(
+        f"an operation of type {type(function).__name__}: should be a function without arguments, to be"
+        " called for each attempt"
+    )
+
+
+def check_sync(operation: str, body: Callable[[], object]) -> None:
+    """Raise InvalidInputError for what is not sync."""
     if is_async(body):
         raise InvalidInputError(f"{operation}: an async operation needs `await execute_protected_operation`")
+
+
+def check_ladder(
+    operation: str, ladder: Mapping[str, Callable[[], object]], *, is_sync: bool = False
+) -> None:
+    """Raise InvalidInputError for what can be no ladder, before there is a call that needs it."""
+    if not isinstance(ladder, Mapping):
+        raise InvalidInputError(
+            f"{operation}: fallbacks of type {type(ladder).__name__}: should be functions by name"
+        )
     for name, rung in ladder.items():
-        if is_async(rung):
+        check_callable(rung)
+        if is_sync and is_async(rung):
             raise InvalidInputError(f"{operation}: fallback {name} is async, its operation is not")
 
 
@@ -70,10 +96,7 @@ async def _in_thread(call: Call, body: Callable[[], Any]) -> Any:
             return None, error
 
     thread = in_daemon_thread(outcome, "llmkg-operation")
-    at: Call | None = call
-    while at is not None:  # the calls around it hold the permits, and must not retry either
-        at.threads = (*at.threads, thread)
-        at = at.parent
+    call.add_thread(thread)
     result, error = await asyncio.wrap_future(thread)
     if error is not None:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 
 from llmkg_otel._config_sources import Section
-from llmkg_otel.engine.profiles import Profile, Target
+from llmkg_otel.engine.profiles import NAME, Profile, check_target
 
 __all__ = ["InstrumentationConfig", "Targets"]
 
@@ -18,7 +19,16 @@ def _targets(value: object) -> object:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
-Targets = Annotated[tuple[Target, ...], NoDecode, BeforeValidator(_targets)]
+def _named(text: str) -> str:
+    name, equals, named = text.rpartition("=")
+    if equals and not re.fullmatch(NAME, name):
+        raise ValueError('a name before "=" has small ASCII letters, digits and "_", 63 at most')
+    check_target(named)
+    return text
+
+
+Targets = Annotated[tuple[Annotated[str, AfterValidator(_named)], ...], NoDecode, BeforeValidator(_targets)]
+"""Classes, each as "pkg.module:Class" or, with a name of its own, as "name=pkg.module:Class"."""
 
 
 class InstrumentationConfig(Section):

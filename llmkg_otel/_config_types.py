@@ -30,6 +30,7 @@ __all__ = [
     "Fraction",
     "Milliseconds",
     "Networks",
+    "OperationName",
     "Pause",
     "Port",
     "RuleOrRules",
@@ -38,6 +39,7 @@ __all__ = [
     "StorageUri",
     "TokenPairs",
     "WindowSize",
+    "operation_name",
 ]
 
 
@@ -55,6 +57,19 @@ Count = Annotated[int, Field(ge=1, le=10**15)]
 Share = Annotated[float, Field(gt=0, le=1)]
 WindowSize = Annotated[int, Field(ge=1, le=100_000)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+MAX_NAME = 100
+
+
+def operation_name(name: object) -> str:
+    """Return a name that may stand for an operation in telemetry and on screens; else raise ValueError."""
+    if not (isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable()):
+        raise ValueError(f"an operation's name is text of 1 to {MAX_NAME} printable characters")
+    return name
+
+
+OperationName = Annotated[str, AfterValidator(operation_name)]
 
 
 def _exception_type(value: object) -> object:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.limiting.waiting import CRITICALITIES
@@ -22,9 +23,9 @@ __all__ = ["Call", "CallOptions", "current_call", "is_correlation_id", "remainin
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
-def is_correlation_id(text: str) -> bool:
+def is_correlation_id(text: object) -> bool:
     """Say whether a caller's id may go on spans and logs: 8 to 64 letters, digits, `.`, `_`, `-`."""
-    return _CORRELATION_ID.fullmatch(text) is not None
+    return isinstance(text, str) and _CORRELATION_ID.fullmatch(text) is not None
 
 
 class CallOptions(TypedDict, total=False):
@@ -54,8 +55,10 @@ class Call:
     runs is on its own.
     `cut_short` and `cancelled` say of the last failed attempt that our timer, or somebody outside, cancelled
     it, whatever the engine made of that.
-    `parent` is the call around it. `task` is the task it runs in, None in a thread; `threads` are the
-    outcomes of the threads that ran sync operations for it, or within it. `fallback` is the rung of the
+    `system` is whose call it is, and `parent` the call around it, of this system or another; `nested` says
+    that one around it is of the same system, and was admitted for both. `ends_at` is when the time of the
+    present attempt, or rung, is up, on the monotonic clock. `task` is the task it runs in, None in a thread;
+    `threads` are those that still run sync operations for it, or within it. `fallback` is the rung of the
     fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP
     or database span around the call is enriched instead of opening one. `span` and `scope` are the
     observer's.
@@ -71,6 +74,7 @@ class Call:
         "cut_short",
         "deadline",
         "ended",
+        "ends_at",
         "failure",
         "fallback",
         "hurried",
@@ -81,6 +85,7 @@ class Call:
         "span",
         "span_owner",
         "started",
+        "system",
         "task",
         "threads",
         "timeout",
@@ -99,9 +104,12 @@ class Call:
         criticality: Criticality | None = None,
         usual_criticality: Criticality = "default",
         span_owner: bool = True,
+        system: object = None,
     ) -> None:
-        if timeout_seconds is not None and not 0 < timeout_seconds < math.inf:
-            raise InvalidInputError(f"timeout = {timeout_seconds!r}: should be a number of seconds above 0")
+        if timeout_seconds is not None:
+            _check_seconds(timeout_seconds)
+        if user_id is not None and not isinstance(user_id, str):
+            raise InvalidInputError(f"user_id is of type {type(user_id).__name__}: should be text")
         if (criticality := criticality or usual_criticality) not in CRITICALITIES:
             raise InvalidInputError(
                 f"criticality = {criticality!r}: should be one of {', '.join(CRITICALITIES)}"
@@ -116,7 +124,7 @@ class Call:
         self.timeout = timeout = min(timeout, timeout_seconds) if timeout_seconds is not None else timeout
         self.started = now = time.monotonic()
         self.deadline = now + timeout
-        self.nested = parent is not None
+        self.nested = parent is not None and parent.is_within(system)
         self.user_id = user_id
         self.cost = cost
         self.correlation_id = correlation_id
@@ -131,11 +139,13 @@ class Call:
         self.attempt_seconds = 0.0
         self.cut_short = self.cancelled = False
         self.ended: bool = False
+        self.ends_at = math.inf
+        self.system = system
         self.parent = parent
         self.span: Any = None
         self.scope: Any = None
         self.task: asyncio.Task[Any] | None = None
-        self.threads: tuple[Future[Any], ...] = ()
+        self.threads: set[Future[Any]] | None = None
         self.fallback: str | None = None
         self.failure: Exception | None = None
 
@@ -144,12 +154,51 @@ class Call:
         left = self.deadline - time.monotonic()
         return min(left, 0.0) if self.ended else left
 
+    def is_within(self, system: object, operation: str | None = None) -> bool:
+        """Say whether this call, or one around it, is of a system (and operation), and goes on."""
+        around: Call | None = self
+        while around is not None:
+            if around.system is system and not around.ended and operation in (None, around.operation):
+                return True
+            around = around.parent
+        return False
+
+    def is_overdue_around(self) -> bool:
+        """Say whether the time of a call around this one is up, which its timer cancels both for."""
+        now, around = time.monotonic(), self.parent
+        while around is not None:
+            if around.ends_at <= now and not around.ended:
+                return True
+            around = around.parent
+        return False
+
+    def add_thread(self, thread: Future[Any]) -> None:
+        """Note that a thread runs for this call, and so for those around it, until it has ended.
+
+        They hold the permits, and must not retry meanwhile.
+        """
+        around: Call | None = self
+        while around is not None:
+            with _lock:  # threads make calls too
+                if around.threads is None:
+                    around.threads = set()
+                around.threads.add(thread)
+            thread.add_done_callback(around.threads.discard)
+            around = around.parent
+
     @property
     def left_a_thread(self) -> bool:
         """Whether a sync operation that was given up (timed out, cancelled) still runs in its thread."""
-        return bool(self.threads) and not all(thread.done() for thread in self.threads)
+        return bool(self.threads)
 
 
+def _check_seconds(seconds: object) -> None:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not (is_number and 0 < cast("float", seconds) < math.inf):
+        raise InvalidInputError(f"timeout_seconds = {seconds!r}: should be a number of seconds above 0")
+
+
+_lock = threading.Lock()
 _current: ContextVar[Call | None] = ContextVar("llmkg_call", default=None)
 enter = _current.set
 leave = _current.reset

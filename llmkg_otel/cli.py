@@ -19,6 +19,7 @@ from llmkg_otel.config import ProductionConfig
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.shutdown.budget import longest_shutdown
 from llmkg_otel.shutdown.manifest import CheckpointError, checkpoints_in, verify
+from llmkg_otel.telemetry.variables import check_before_import
 
 __all__ = ["main"]
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
+        check_before_import()
         return command(options)
     except CheckpointError as error:
         print(f"llmkg-otel: {error}", file=sys.stderr)

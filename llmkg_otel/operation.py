@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from llmkg_otel._config_types import operation_name
 from llmkg_otel.config import OperationConfig
 from llmkg_otel.errors import ConfigurationError, InvalidInputError
 from llmkg_otel.events import TimeLimitIgnored
@@ -44,6 +46,7 @@ _log = logging.getLogger(__name__)
 class Operation:
     """The policies of one operation. Reconfiguring keeps their state: counts, circuit, permits in use.
 
+    `system` stands for the system whose it is; two may have operations of one name.
     `pools` are those a call needs a permit of, and `levels` the rate limits it has to pass; a call within
     another was admitted with it, and only meets what bounds its own operation: `pools_within`,
     `levels_within` (None: nothing). `abandoned` are the outcomes of threads whose calls have ended without
@@ -56,6 +59,7 @@ class Operation:
         config: OperationConfig,
         defaults: ProductionConfig,
         *,
+        system: object,
         permits: PermitPool,
         rates: RateLimits,
         budget: RetryBudget,
@@ -64,6 +68,7 @@ class Operation:
         shedding: LoadShedding | None,
     ) -> None:
         self.name = name
+        self.system = system
         self.breaker = CircuitBreaker(name, config.circuit_breaker or defaults.circuit_breaker, observer)
         self.breaker.fleet = share(self.breaker) if share is not None else None
         self.retry = Retry(
@@ -99,22 +104,17 @@ class Operation:
 
     def pools_within(self, call: Call) -> tuple[PermitPool, ...]:
         """Return the pools that a call within a call needs a permit of: what one around it has will do."""
-        return () if self.bulkhead is None or self._is_around(call) else (self.bulkhead,)
-
-    def _is_around(self, call: Call) -> bool:
-        """Say whether a call is made within another one of this operation, however deep."""
-        around = call.parent
-        while around is not None and not (around.operation == self.name and not around.ended):
-            around = around.parent
-        return around is not None
+        parent = call.parent
+        has_one = parent is not None and parent.is_within(self.system, self.name)
+        return () if self.bulkhead is None or has_one else (self.bulkhead,)
 
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
-        if not (call.threads and call.left_a_thread):
+        left = list(call.threads) if call.threads else ()
+        if not left:
             for pool in pools:
                 pool.release()
             return
-        left = [thread for thread in call.threads if not thread.done()]
         for thread in left:
             self.abandoned.add(thread)
             thread.add_done_callback(self.abandoned.discard)
@@ -183,7 +183,11 @@ class Operations:
 
     def named(self, name: str) -> Operation:
         """Return the operation, with the default policies if nobody has configured it."""
-        return self._by_name.get(name) or self._add(name, OperationConfig())
+        try:
+            return self._by_name[name]
+        except (KeyError, TypeError):
+            pass  # made out here, where it is no error's context
+        return self._add(name, OperationConfig())
 
     def existing(self, name: str) -> Operation:
         """Return an operation that there is already; raise InvalidInputError that names the others."""
@@ -212,8 +216,10 @@ class Operations:
         return (self._permits, *(op.bulkhead for op in self if op.bulkhead is not None))
 
     def _add(self, name: str, config: OperationConfig) -> Operation:
-        if not name:
-            raise InvalidInputError("an operation's name is empty")
+        try:
+            operation_name(name)
+        except ValueError as wrong:
+            raise InvalidInputError(f"operation {reprlib.repr(name)}: {wrong}") from None
         with self._lock:
             if len(self._by_name) >= MAX_OPERATIONS and name not in self._by_name:
                 name = OTHER
@@ -224,6 +230,7 @@ class Operations:
                     name,
                     config,
                     self._config,
+                    system=self,
                     permits=self._permits,
                     rates=self._rates,
                     budget=self._budget,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmkg_otel.attempt import Attempts
 from llmkg_otel.limiting.permits import PermitPool
 from llmkg_otel.limiting.rates import make_rate_limits
 from llmkg_otel.limiting.resources import Resources
@@ -45,13 +46,17 @@ class Policies:
             share=None if self.shared_circuits is None else self.shared_circuits.join,
             shedding=self.load_shedding,
         )
+        self.attempts = Attempts(
+            permits=permits,
+            shedding=self.load_shedding,
+            observer=observer,
+            times_attempts=config.monitoring.enable_performance_tracking,
+        )
         self.pipeline = Pipeline(
             calls=self.calls,
             rates=self.rate_limits,
             resources=self.resources,
-            permits=permits,
-            shedding=self.load_shedding,
+            attempts=self.attempts,
             max_wait=limits.max_queue_wait_seconds,
             observer=observer,
-            times_attempts=config.monitoring.enable_performance_tracking,
         )

@@ -84,7 +84,7 @@ class ProductionSystem:
         meter = self.telemetry.meter()
         self._observer = observer = TelemetryObserver(self.telemetry.tracer(), meter)
         policies = Policies(config, observer)
-        self._pipeline = policies.pipeline
+        self._pipeline, self._attempts = policies.pipeline, policies.attempts
         self.calls, self.operations = policies.calls, policies.operations
         self.rate_limits, self.resources = policies.rate_limits, policies.resources
         self.load_shedding, self.retry_budget = policies.load_shedding, policies.retry_budget
@@ -272,7 +272,7 @@ class ProductionSystem:
 
     def blame_caller_for(self, *errors: type[Exception]) -> None:
         """Treat these exceptions as the caller's mistakes: never retried, never held against the engine."""
-        self._pipeline.caller_errors += errors
+        self._attempts.caller_errors += errors
 
     def add_connection_pool(
         self,
@@ -361,7 +361,14 @@ class ProductionSystem:
 
 
 def _call(op: Operation, options: CallOptions, *, span_owner: bool = True) -> Call:
-    return Call(op.name, op.timeout, usual_criticality=op.criticality, span_owner=span_owner, **options)
+    return Call(
+        op.name,
+        op.timeout,
+        usual_criticality=op.criticality,
+        span_owner=span_owner,
+        system=op.system,
+        **options,
+    )
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:

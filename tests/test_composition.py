@@ -181,7 +181,7 @@ async def test_policies_together_do_and_count_what_the_model_predicts(
     clock = FakeClock(1000.0)
     if sync:
         stopped = SimpleNamespace(monotonic=clock, time_ns=time.time_ns)
-        for module in ("call", "pipeline", "telemetry.observer"):
+        for module in ("call", "attempt", "telemetry.observer"):
             monkeypatch.setattr(f"llmkg_otel.{module}.time", stopped)
     system = make_with(on)
     engine = Engine(BEHAVIOURS[behaviour], slow="timeout" in on, clock=clock)

@@ -132,7 +132,7 @@ def test_calls_may_come_from_many_threads(system: ProductionSystem, telemetry: C
 
 
 def test_an_operation_without_a_name_is_refused(system: ProductionSystem) -> None:
-    with pytest.raises(InvalidInputError, match="name is empty"):
+    with pytest.raises(InvalidInputError, match="text of 1 to 100"):
         system.execute_protected_operation_sync("", lambda: None)
 
 

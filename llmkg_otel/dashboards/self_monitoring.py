@@ -56,15 +56,26 @@ _GATEWAY = "no gateway is scraped"
 LOST = ((None, "transparent"), (0.001, "red"))
 
 
-def _rates(names: tuple[str, ...], by: str, quiet: str, matchers: str = "") -> tuple[Query, ...]:
+def _rates(
+    names: tuple[str, ...], by: str, quiet: str, matchers: str = "", *, end: str = ""
+) -> tuple[Query, ...]:
     legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
     return tuple(
         Query(
             f"sum by ({by}) (rate({name}{{{matchers}}}[$__rate_interval]))",
-            f"{_signal(name)} {legend}",
+            f"{_signal(name)}{end} {legend}",
             quiet=quiet,
         )
         for name in names
+    )
+
+
+def _outcomes(
+    names: Mapping[str, tuple[str, ...]], by: str, quiet: str, matchers: str = ""
+) -> tuple[Query, ...]:
+    """Return the rates of metrics by what became of what they count, which the legend tells."""
+    return tuple(
+        query for end, each in names.items() for query in _rates(each, by, quiet, matchers, end=f" {end}")
     )
 
 
@@ -130,8 +141,11 @@ HERE = Row(
             "Dropped or not exported",
             "Spans and log records a second that a full queue dropped or an exporter gave up. Only with "
             "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED=true.",
-            _rates(
-                (*_sdk("processor_{}_processed"), *_sdk("exporter_{}_exported")),
+            _outcomes(
+                {
+                    "dropped": _sdk("processor_{}_processed"),
+                    "not exported": _sdk("exporter_{}_exported"),
+                },
                 "instance, error_type",
                 _OPT_IN,
                 'instance=~"$instance",error_type!=""',
@@ -206,8 +220,11 @@ COLLECTORS = Row(
         Panel(
             "Lost",
             "What the Collectors could neither send nor keep, a second.",
-            _rates(
-                (*_collector("exporter_send_failed"), *_collector("exporter_enqueue_failed")),
+            _outcomes(
+                {
+                    "not sent": _collector("exporter_send_failed"),
+                    "not queued": _collector("exporter_enqueue_failed"),
+                },
                 "instance, exporter",
                 _AGENT,
             ),

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llmkg_otel._config_sources import Section
 from llmkg_otel._config_types import Seconds
 
-__all__ = ["PROFILES", "Method", "Profile", "protected_name", "target"]
+__all__ = ["NAME", "PROFILES", "Method", "Profile", "check_target", "protected_name", "target"]
 
-Target = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*$")]
+NAME = r"[a-z][a-z0-9_]{0,62}"
+"""What may name an engine or an operation: it is a label's value, and a part of variables' names."""
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+
+
+def check_target(text: str) -> str:
+    """Return a class's name if it has the form "pkg.module:Class"; raise ValueError."""
+    module, _, name = text.partition(":")
+    if not all(map(str.isidentifier, (*module.split("."), name))):
+        raise ValueError('a class is given as "pkg.module:Class"')
+    return text
+
+
+Target = Annotated[str, AfterValidator(check_target)]
 """A class, as "pkg.module:Class"."""
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 MINUTES = 60.0
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from opentelemetry import context as otel_context
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
+from llmkg_otel._forks import in_child
 from llmkg_otel.engine.profiles import protected_name
 from llmkg_otel.errors import FailureReturnedError, error_type
 from llmkg_otel.telemetry import semconv
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from llmkg_otel.engine.profiles import Method, Profile
     from llmkg_otel.instrumentation.protection import Protection
 
-__all__ = ["Observation", "Observed", "Recorder"]
+__all__ = ["Observation", "Observed", "Recorder", "TextOf"]
+
+TextOf = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
+"""Finds the text of a query among a call's arguments."""
 
 MAX_TEXT = 2000
 """Characters of a query's text that go on a span."""
@@ -78,12 +82,18 @@ class Observed:
                 raise FailureReturnedError(self.operation, result)
         return result
 
-    def text_of(self, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
-        """Return what finds the query's text among a call's arguments; it finds None where not wanted."""
+    def text_of(self, function: Any, *, skip: int = 0) -> TextOf:
+        """Return what finds the query's text among a call's arguments; it finds None where not wanted.
+
+        `skip` is how many of the function's parameters the arguments come without.
+        """
         name = self.how.text
         if name is None or not self.recorder.capture_text:
             return lambda _args, _kwargs: None
-        parameters = list(inspect.signature(function).parameters)
+        try:
+            parameters = list(inspect.signature(function).parameters)[skip:]
+        except (TypeError, ValueError):  # a function of C code that does not tell
+            parameters = []
         at = parameters.index(name) if name in parameters else len(parameters)
         return lambda args, kwargs: kwargs.get(name, args[at] if at < len(args) else None)
 
@@ -120,6 +130,8 @@ class Observation:
         self.rows: int | None = None
         self.deferred = False
         self.ended: bool = False
+        if observed.protection is not None:
+            observed.protection.begin()
         try:
             self.span: Span = observed.recorder.tracer.start_span(
                 observed.operation, kind=SpanKind.CLIENT, attributes=observed.attributes
@@ -193,6 +205,14 @@ def _is(result: object, failure: object) -> bool:
 
 
 _innermost: ContextVar[Observation | None] = ContextVar("llmkg_observation", default=None)
+
+
+def _forget() -> None:
+    """Leave the call in which a fork was made to the process that made it."""
+    _innermost.set(None)
+
+
+in_child(_forget)
 
 
 def _failed() -> None:

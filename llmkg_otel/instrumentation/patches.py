@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copyreg
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.instrumentation.inherited import Inherited
 from llmkg_otel.instrumentation.observed import Observed, Recorder
-from llmkg_otel.instrumentation.wrappers import wrapper_of
+from llmkg_otel.instrumentation.replaced import pickled_as, replacement
+from llmkg_otel.instrumentation.wrappers import stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +55,7 @@ class Patches:
     open: bool = True
     _done: list[_Patch] = field(default_factory=list)
     _observed: list[Observed] = field(default_factory=list)
+    _pickled: list[type] = field(default_factory=list)
 
     def add(
         self, profile: Profile, module: ModuleType, engine_class: type, methods: Mapping[str, Method]
@@ -61,21 +65,22 @@ class Patches:
         A class of C code takes no attributes: a subclass takes its place in the module, for whoever looks
         it up there from now on. Raises ConfigurationError if it cannot have subclasses either.
         """
-        wrappers = {}
+        stand_ins = {}
         for name, how in methods.items():
-            before = _static(engine_class, name)
-            if any(patch.ours is before for patch in self._done):
+            before = vars(engine_class).get(name, _MISSING)
+            if self._is_ours(before):
                 continue
             observed = Observed(profile, name, how, self.recorder, self._protect(profile, name, how))
             self._observed.append(observed)
-            wrappers[name] = wrapper_of(before, observed)
+            wrap = partial(stand_in, observed=observed)
+            if before is _MISSING:
+                stand_ins[name] = Inherited(engine_class, name, wrap, self._is_ours)
+            else:
+                stand_ins[name] = wrap(before)
         try:
-            for name, ours in wrappers.items():
-                before = vars(engine_class).get(name, _MISSING)
-                setattr(engine_class, name, ours)
-                self._done.append(_Patch(engine_class, name, before, ours))
+            self._put(engine_class, stand_ins)
         except (TypeError, AttributeError):
-            self._replace(module, engine_class, wrappers)
+            self._replace(module, engine_class, stand_ins)
 
     def restore(self) -> None:
         """Put back everything, the last first; what others have wrapped meanwhile stays, and does nothing."""
@@ -90,6 +95,8 @@ class Patches:
                     patch.name,
                 )
         self._done.clear()
+        while self._pickled:
+            copyreg.dispatch_table.pop(self._pickled.pop())
 
     def _protect(self, profile: Profile, name: str, how: Method) -> Protection | None:
         if self.protection is None or not profile.protect:
@@ -97,26 +104,23 @@ class Patches:
         self.protection.expect(profile, name, how)
         return self.protection
 
-    def _replace(self, module: ModuleType, engine_class: type, wrappers: Mapping[str, Any]) -> None:
-        name = engine_class.__name__
-        metaclass = type(f"{name}Meta", (type(engine_class),), {"__instancecheck__": _as(engine_class)})
-        namespace = {"__module__": engine_class.__module__, "__doc__": engine_class.__doc__, **wrappers}
-        try:
-            ours = metaclass(name, (engine_class,), namespace)
-        except TypeError as problem:
-            raise ConfigurationError(
-                f"instrument: {module.__name__}:{name} is a class of C code that takes no subclass"
-                f" ({problem}); name a Python class that uses it"
-            ) from None
-        where = next(key for key, value in vars(module).items() if value is engine_class)
-        setattr(module, where, ours)
-        self._done.append(_Patch(module, where, engine_class, ours))
+    def _put(self, owner: type, stand_ins: Mapping[str, Any]) -> None:
+        for name, ours in stand_ins.items():
+            before = vars(owner).get(name, _MISSING)
+            setattr(owner, name, ours)
+            self._done.append(_Patch(owner, name, before, ours))
 
+    def _is_ours(self, value: object) -> bool:
+        return any(patch.ours is value for patch in self._done)
 
-def _static(engine_class: type, name: str) -> Any:
-    return next(vars(each)[name] for each in engine_class.__mro__ if name in vars(each))
-
-
-def _as(engine_class: type) -> Any:
-    """Let instances that C code makes itself count as those of the class in the module."""
-    return lambda _ours, instance: isinstance(instance, engine_class)
+    def _replace(self, module: ModuleType, engine_class: type, stand_ins: Mapping[str, Any]) -> None:
+        names = [key for key, value in vars(module).items() if value is engine_class]
+        where = engine_class.__name__ if engine_class.__name__ in names else names[0]
+        ours = replacement(module, where, engine_class, stand_ins)
+        for each in names:
+            setattr(module, each, ours)
+            self._done.append(_Patch(module, each, engine_class, ours))
+        by_name = (module.__name__, where) == (engine_class.__module__, engine_class.__qualname__)
+        if by_name and engine_class not in copyreg.dispatch_table:
+            copyreg.pickle(engine_class, pickled_as(ours, engine_class))
+            self._pickled.append(engine_class)

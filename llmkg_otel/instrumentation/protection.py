@@ -1,7 +1,8 @@
 """Protection for instrumented calls: one ProductionSystem for the process, made at the first call.
 
 It has an event loop and a thread of its own for what runs in the background, so that calls may come from
-any loop and any thread; each call runs where it was made. A process that was forked makes its own.
+any loop and any thread; each call runs where it was made. A process that was forked makes its own. Where
+none can be made, and for async calls outside of asyncio, calls just run, and a warning says so once.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.trace import get_tracer_provider
+
 from llmkg_otel._forks import in_child
-from llmkg_otel.call import current_call
+from llmkg_otel.call import current_call, enter
 from llmkg_otel.config import OperationConfig, ProductionConfig
 from llmkg_otel.engine.profiles import protected_name
-from llmkg_otel.errors import EngineCancelledError
+from llmkg_otel.errors import ConfigurationError, EngineCancelledError
 from llmkg_otel.instrumentation.defaults import completed, unlimited
 from llmkg_otel.shutdown.budget import longest_shutdown
 from llmkg_otel.system import ProductionSystem
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Protection"]
 
+_log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.1
 """How often an uninstrumented system looks whether its last calls have ended."""
 
@@ -36,8 +43,8 @@ POLL_SECONDS = 0.1
 class Protection:
     """Runs instrumented calls under the configured policies. For any thread, loop and process.
 
-    What the configuration says holds, of all or of an operation ("lightrag_query"); for the rest see
-    `defaults`.
+    What the configuration says holds, of all or of an operation ("lightrag_query"; capitals do not matter);
+    for the rest see `defaults`.
     A call inside a protected call, of this system or of the program's own, is not protected again.
     """
 
@@ -47,41 +54,71 @@ class Protection:
         self._operations: dict[str, OperationConfig] = {}
         self._lock = threading.Lock()
         self._running: _Running | None = None
-        self._over = False
+        self._over = self._forked = False
+        self._told: set[str] = set()
+        self._respelt: set[str] = set()
         _protections.add(self)
         atexit.register(self._exit)
 
     def expect(self, profile: Profile, name: str, how: Method) -> None:
         """Take note of an operation and of what suits it."""
         operation = protected_name(profile, name, how)
-        given = self._config.operations.get(operation, OperationConfig())
-        config = completed(given, self._config, profile, how)
+        said, spelled = self._config.operations, operation
+        if operation not in said and operation.lower() in said:  # as the environment's variables spell it
+            spelled = operation.lower()
+            self._respelt.add(spelled)
+        config = completed(said.get(spelled, OperationConfig()), self._config, profile, how)
         with self._lock:
             self._operations[operation] = config
             if self._running is not None:
                 self._running.system.configure_operation(operation, config)
 
+    def begin(self) -> None:
+        """Make the system if there is none, and with it the global providers: a span is begun after that."""
+        if self._running is None:
+            self._system()
+
     async def run(self, operation: str, body: Callable[[], Awaitable[Any]]) -> Any:
         """Run an async call under its operation's policies, in the caller's task and span."""
-        if self._over or _protected():
+        if not self._in_task() or (system := self._system()) is None:
             return await body()
-        system = (self._running or self._start()).system
         try:
             return await system.execute_protected_operation(operation, body, enrich_current_span=True)
         except EngineCancelledError as own:
             raise _as_it_was(own) from None
 
     def run_sync(self, operation: str, body: Callable[[], Any]) -> Any:
-        """Run a sync call in the calling thread; one that returns an awaitable is over when it does."""
-        if self._over or _protected():
+        """Run a sync call in the calling thread. What it returns is not looked at: it may be awaitable."""
+        if (system := self._system()) is None:
             return body()
-        system = (self._running or self._start()).system
         try:
             return system.execute_protected_operation_sync(
                 operation, lambda: (body(),), enrich_current_span=True
             )[0]
         except EngineCancelledError as own:
             raise _as_it_was(own) from None
+
+    def _system(self) -> ProductionSystem | None:
+        """Return what protects a call; None: nothing, or what is around it does."""
+        if self._over or _protected():
+            return None
+        running = self._running or self._start()
+        return None if running is None else running.system
+
+    def _in_task(self) -> bool:
+        """Say whether this is a task of asyncio's, whose means the policies need."""
+        try:
+            if asyncio.current_task() is not None:
+                return True
+        except RuntimeError:  # no event loop: another library's
+            pass
+        self._tell("async calls outside of asyncio's tasks (trio's, say) run unprotected")
+        return False
+
+    def _tell(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            _log.warning("%s", problem)
 
     def stop(self) -> None:
         """Shut the system down in the background; calls that come later just run."""
@@ -97,16 +134,36 @@ class Protection:
 
     def forget(self) -> None:
         """Leave the system to the process that this one was forked from."""
-        self._lock, self._running = threading.Lock(), None
+        self._lock, self._running, self._forked = threading.Lock(), None, True
 
-    def _start(self) -> _Running:
+    def _start(self) -> _Running | None:
         with self._lock:
-            if self._running is None:
-                config = self._config.model_copy(
-                    update={"operations": {**self._config.operations, **self._operations}}
-                )
-                self._running = _Running(ProductionSystem(None, config, **self._providers))
+            if self._running is None and not self._over:
+                try:
+                    self._running = _Running(self._make())
+                    atexit.unregister(self._exit)
+                    atexit.register(self._exit)  # again: before that of providers just set up
+                except Exception as problem:  # noqa: BLE001 - it is the program's call that would fail
+                    self._over = True
+                    self._tell(f"calls run unprotected, since no system can be made: {problem}")
             return self._running
+
+    def _make(self) -> ProductionSystem:
+        said = self._config.operations
+        others = {name: said[name] for name in said if name not in self._respelt}
+        config = self._config.model_copy(update={"operations": {**others, **self._operations}})
+        try:
+            return ProductionSystem(None, config, **self._providers)
+        except ConfigurationError:
+            if not self._forked:
+                raise
+        # Spans of a fork go through what its parent has set up, and metrics of it would be its parent's.
+        self._tell(
+            "calls are protected in this fork, but its metrics are not exported: its parent had set up the"
+            " providers, at a call before the fork, which they are bound to"
+        )
+        tracer_provider = self._providers["tracer_provider"] or get_tracer_provider()
+        return ProductionSystem(None, config, tracer_provider=tracer_provider, meter_provider=MeterProvider())
 
 
 class _Running:
@@ -161,6 +218,7 @@ _protections: weakref.WeakSet[Protection] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
+    enter(None)  # no call of the parent's is around those of this process
     for protection in tuple(_protections):
         protection.forget()
 

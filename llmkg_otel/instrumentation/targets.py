@@ -12,21 +12,37 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkg_otel.engine.profiles import Method, Profile, target
+from llmkg_otel.engine.profiles import NAME, PROFILES, Method, Profile, target
 from llmkg_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
-__all__ = ["check_module", "named_class", "operations_of", "profile_of", "public_methods"]
+__all__ = ["check_module", "is_method", "named_class", "named_profile", "operations_of", "public_methods"]
 
 
-def profile_of(text: str) -> Profile:
-    """Return the profile of a class that is only named, "pkg.module:Class": all its public methods."""
-    _, class_name = target(text)
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower().strip("_")
-    return Profile(name=words, classes=(text,))
+def named_profile(text: str, others: Iterable[Profile]) -> Profile:
+    """Return the profile, all its public methods, of a class as `LLMKG_INSTRUMENT` names it.
+
+    Without a name ("name=pkg.module:Class") it is called after the class. Raises ConfigurationError, which
+    says how to name it, if that cannot be, or if one of the `others` or of the known engines is called so.
+    """
+    name, _, named = text.rpartition("=")
+    _, class_name = target(named)
+    name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower().strip("_")
+    if not re.fullmatch(NAME, name):
+        raise ConfigurationError(
+            f"instrument: {named} gives {name!r}, which is no name (small ASCII letters, digits, _, a letter"
+            f' first, 63 at most): name it yourself, as in LLMKG_INSTRUMENT="my_engine={named}"'
+        )
+    same = [each.classes for each in (*others, *PROFILES) if each.name == name]
+    if same and not any(named in classes for classes in same):
+        raise ConfigurationError(
+            f"instrument: {named} and {same[0][0]} would both be {name}, and share its circuits and series:"
+            f' name one of them yourself, as in LLMKG_INSTRUMENT="my_{name}={named}"'
+        )
+    return Profile(name=name, classes=(named,))
 
 
 def check_module(name: str) -> None:
@@ -90,7 +106,7 @@ def operations_of(
     if not required:
         return {name: how for name, how in profile.methods.items() if name in vars(engine_class)}, None
     static = {name: inspect.getattr_static(engine_class, name, None) for name in profile.methods}
-    missing = [name for name, value in static.items() if not _is_method(value)]
+    missing = [name for name, value in static.items() if not is_method(value)]
     there = {name: how for name, how in profile.methods.items() if name not in missing}
     if not missing:
         return there, None
@@ -104,12 +120,16 @@ def public_methods(engine_class: type) -> list[str]:
     names: dict[str, Any] = {}
     for each in reversed(engine_class.__mro__[:-1]):
         names |= vars(each)
-    return [name for name, value in names.items() if not name.startswith("_") and _is_method(value)]
+    return [name for name, value in names.items() if not name.startswith("_") and is_method(value)]
 
 
-def _is_method(value: object) -> bool:
-    """Say whether it is called on an instance: static and class methods are not, nor properties."""
-    return callable(value) and not isinstance(value, staticmethod | classmethod | property | type)
+def is_method(value: object) -> bool:
+    """Say whether what a class holds is called on its instances: a function, or what is bound like one.
+
+    Static and class methods and properties are not, nor are objects and classes that just can be called.
+    """
+    binds = inspect.isroutine(value) and hasattr(type(value), "__get__") and not inspect.ismethod(value)
+    return binds and callable(value) and not isinstance(value, staticmethod | classmethod)
 
 
 def _told(where: str, wrong: str, there: Iterable[str]) -> str:

@@ -1,53 +1,135 @@
-"""The function that stands in for an engine's method: async, sync, or a generator."""
+"""What stands in for an engine's method: of the same kind, with the same signature and attributes."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from types import CoroutineType, GeneratorType
+from collections.abc import Callable, Mapping
+from types import FunctionType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from wrapt import BoundFunctionWrapper, FunctionWrapper
+
 from llmkg_otel.errors import FailureReturnedError
+from llmkg_otel.instrumentation.awaiting import ReturnedAwaitable, follow, is_awaitable, returns_awaitable
 from llmkg_otel.instrumentation.iteration import aiterate, iterate, iterate_from_first
 from llmkg_otel.instrumentation.observed import Observation
 
 if TYPE_CHECKING:
-    from llmkg_otel.instrumentation.observed import Observed
+    from llmkg_otel.instrumentation.observed import Observed, TextOf
 
-__all__ = ["wrapper_of"]
+__all__ = ["stand_in"]
 
 Function = Callable[..., Any]
+Call = Callable[[Function, tuple[Any, ...], Mapping[str, Any]], Any]
+"""Makes one observed call of a function with these arguments, and returns what that returned."""
 
 
-def wrapper_of(before: Any, observed: Observed) -> Function:
-    """Return what takes a method's place; `before` is what its class has there now."""
-    function = before if inspect.isfunction(before) else _called_on_instance(before)
-    kind = observed.how.kind
+def stand_in(before: Any, observed: Observed) -> Any:
+    """Return what takes a method's place; `before` is what its class, or one above it, has there now.
+
+    A function for a function, so that it is still bound, compared and pickled as one. For what is none (a
+    method of C code, one of `functools.lru_cache`, what others have wrapped) a proxy: it keeps attributes.
+    """
+    plain = type(before) is FunctionType
+    call = _call_of(before, observed, bound=not plain)
+    if not plain:
+        return _Proxy(before, lambda wrapped, _instance, args, kwargs: call(wrapped, args, kwargs))
+    told = _function(before, call)
+    functools.update_wrapper(told, before)
+    if not vars(before).keys() & {
+        "__wrapped__",
+        "__signature__",
+    }:  # else whoever asks follows these, as before
+        told.__signature__ = inspect.signature(before)  # type: ignore[attr-defined]
+    return told
+
+
+class _BoundProxy(BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A proxy on an instance, pickled as what it stands for: that is found again by its name."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__wrapped__.__reduce_ex__(protocol)
+
+
+class _Proxy(FunctionWrapper):  # type: ignore[type-arg]
+    __bound_function_wrapper__ = _BoundProxy
+
+
+def _call_of(before: Any, observed: Observed, *, bound: bool) -> Call:
+    """Return what makes a method's calls; `bound` says that their arguments come without the instance."""
+    text_of = observed.text_of(before, skip=int(bound))
     if inspect.isgeneratorfunction(before):
-        return _generator(function, observed)
+        return _iterated(observed, text_of, iterate_from_first)
     if inspect.isasyncgenfunction(before):
-        return _async_generator(function, observed)
+        return _iterated(observed, text_of, aiterate)
+    kind = observed.how.kind
     if kind == "async" or (kind == "auto" and inspect.iscoroutinefunction(before)):
-        return _async(function, observed)
-    return _sync(function, observed)
+        return _async(observed, text_of)
+    return _Sync(observed, text_of, awaitable=None if kind == "auto" and returns_awaitable(before) else False)
 
 
-def _called_on_instance(before: Any) -> Function:
-    """Return a function for what is none: a method of C code, or what somebody else has wrapped."""
+def _function(before: FunctionType, call: Call) -> Function:
+    """Return a function of the same kind that makes the call."""
+    if inspect.iscoroutinefunction(before):
+        return _coroutine_function(before, call)
+    if inspect.isgeneratorfunction(before):
+        return _generator_function(before, call)
+    if inspect.isasyncgenfunction(before):
+        return _async_generator_function(before, call)
 
-    @functools.wraps(before)
-    def function(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return before.__get__(self, type(self))(*args, **kwargs)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        return call(before, args, kwargs)
 
-    return function
+    return told
 
 
-def _async(function: Function, observed: Observed) -> Function:
-    text_of = observed.text_of(function)
-
-    @functools.wraps(function)
+def _coroutine_function(before: Function, call: Call) -> Function:
     async def told(*args: Any, **kwargs: Any) -> Any:
+        return await call(before, args, kwargs)
+
+    return told
+
+
+def _generator_function(before: Function, call: Call) -> Function:
+    def told(*args: Any, **kwargs: Any) -> Any:
+        return (yield from call(before, args, kwargs))
+
+    return told
+
+
+def _async_generator_function(before: Function, call: Call) -> Function:
+    async def told(*args: Any, **kwargs: Any) -> Any:
+        source = call(before, args, kwargs)
+        step = source.asend(None)
+        while True:
+            try:
+                item = await step
+            except StopAsyncIteration:
+                return
+            try:
+                step = source.asend((yield item))
+            except GeneratorExit:
+                await source.aclose()
+                raise
+            except BaseException as thrown:  # noqa: BLE001 - the source decides what becomes of it
+                step = source.athrow(thrown)
+
+    return told
+
+
+def _iterated(observed: Observed, text_of: TextOf, iterated: Callable[..., Any]) -> Call:
+    def call(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if observed.quiet():
+            return function(*args, **kwargs)
+        start = functools.partial(function, *args, **kwargs)
+        return iterated(observed, text_of(args, kwargs), start)
+
+    return call
+
+
+def _async(observed: Observed, text_of: TextOf) -> Call:
+    async def call(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if observed.quiet():
             return await function(*args, **kwargs)
 
@@ -62,14 +144,24 @@ def _async(function: Function, observed: Observed) -> Function:
         except FailureReturnedError as failure:
             return failure.result
 
-    return told
+    return call
 
 
-def _sync(function: Function, observed: Observed) -> Function:
-    text_of = observed.text_of(function)
+class _Sync:
+    """Calls a function that is none of the others.
 
-    @functools.wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    What it returns may be `awaitable` all the same (None: that is a guess), which only a call can tell. Then
+    it is protected while that is awaited, and not before. The first call that shows it unforeseen has gone
+    through the policies by then: that one ends without a result, and is no success.
+    """
+
+    def __init__(self, observed: Observed, text_of: TextOf, *, awaitable: bool | None) -> None:
+        self._observed = observed
+        self._text_of = text_of
+        self._awaitable = awaitable
+
+    def __call__(self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        observed = self._observed
         if observed.quiet():
             return function(*args, **kwargs)
 
@@ -77,39 +169,34 @@ def _sync(function: Function, observed: Observed) -> Function:
             return observed.checked(function(*args, **kwargs))
 
         try:
-            with Observation(observed, text_of(args, kwargs)) as seen:
-                guard = observed.protection
-                result = body() if guard is None else guard.run_sync(observed.protected_name, body)
-                return _returned(seen, result)
+            with Observation(observed, self._text_of(args, kwargs)) as seen:
+                result = self._result(seen, body)
+                if not is_awaitable(result):
+                    self._awaitable = self._awaitable or False
+                    return _returned(seen, result)
+                self._awaitable = True
+                return follow(seen, result, body)
         except FailureReturnedError as failure:
             return failure.result
+        except ReturnedAwaitable as early:
+            self._awaitable = True
+            return follow(Observation(observed, self._text_of(args, kwargs)), early.result, body)
 
-    return told
+    def _result(self, seen: Observation, body: Callable[[], Any]) -> Any:
+        guard = self._observed.protection
+        if guard is None or self._awaitable is not False:
+            return body()
 
+        def settled() -> Any:
+            if is_awaitable(result := body()):
+                raise ReturnedAwaitable(result)
+            return result
 
-def _generator(function: Function, observed: Observed) -> Function:
-    text_of = observed.text_of(function)
-
-    @functools.wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
-        if observed.quiet():
-            return function(*args, **kwargs)
-        start = functools.partial(function, *args, **kwargs)
-        return iterate_from_first(observed, text_of(args, kwargs), start)
-
-    return told
-
-
-def _async_generator(function: Function, observed: Observed) -> Function:
-    text_of = observed.text_of(function)
-
-    @functools.wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
-        if observed.quiet():
-            return function(*args, **kwargs)
-        return aiterate(observed, text_of(args, kwargs), functools.partial(function, *args, **kwargs))
-
-    return told
+        try:
+            return guard.run_sync(self._observed.protected_name, settled)
+        except ReturnedAwaitable:
+            seen.deferred = True  # for ever: another observation goes on with the call
+            raise
 
 
 def _returned(seen: Observation, result: Any) -> Any:
@@ -120,15 +207,6 @@ def _returned(seen: Observation, result: Any) -> Any:
             setattr(result, where, iterate(seen, source))
     elif isinstance(result, GeneratorType):
         return iterate(seen, result)
-    elif isinstance(result, CoroutineType):
-        seen.deferred = True
-        return _awaited(seen, result)
     else:
         seen.count(result)
     return result
-
-
-async def _awaited(seen: Observation, rest: Any) -> Any:
-    seen.deferred = False
-    with seen:
-        return await rest

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
 from llmkg_otel.recovery.circuit import Circuit, Moves
+from llmkg_otel.recovery.failures import every_is
 from llmkg_otel.recovery.fleet import ask, ask_sync, meet, meet_sync
 from llmkg_otel.recovery.patience import LEAST_SECONDS, patience_seconds
 
@@ -155,20 +156,21 @@ class CircuitBreaker:
         with self._lock:
             return patience_seconds(self._circuit.usual.seconds, allowed)
 
-    async def admit(self) -> Ticket:
+    async def admit(self, left: float = math.inf) -> Ticket:
         """Return the ticket for one attempt, or raise CircuitOpenError with the time to come back.
 
-        Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most.
+        Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most, and no longer than
+        the `left` seconds that the call has.
         """
         if self.door is None:
-            await meet(self._fleet)
-        return self.door or self._admit(now := self._clock(), await ask(self._asked(now)))
+            left = await meet(self._fleet, left)
+        return self.door or self._admit(now := self._clock(), await ask(self._asked(now), left))
 
-    def admit_sync(self) -> Ticket:
+    def admit_sync(self, left: float = math.inf) -> Ticket:
         """Do the same in the calling thread."""
         if self.door is None:
-            meet_sync(self._fleet)
-        return self.door or self._admit(now := self._clock(), ask_sync(self._asked(now)))
+            left = meet_sync(self._fleet, left)
+        return self.door or self._admit(now := self._clock(), ask_sync(self._asked(now), left))
 
     def _asked(self, now: float) -> Fleet | None:
         """Return the fleet if its word is needed: when this circuit is about to send a probe."""
@@ -248,7 +250,7 @@ class CircuitBreaker:
 
     def failed(self, ticket: Ticket, error: Exception, *, started: float = math.inf) -> None:
         """Report an attempt that failed, and when it started; an excluded exception counts for nothing."""
-        if isinstance(error, self._config.excluded_exceptions):
+        if every_is(error, self._config.excluded_exceptions):
             self.ignored(ticket)
             return
         with self._lock:

@@ -40,6 +40,17 @@ class RetryBudget:
             self.usage += 1
             return True
 
+    def keep(self) -> bool:
+        """Look again before a call's next retry; False, and the place is given back, if too many are taken.
+
+        Calls that ended meanwhile leave fewer places than have been given.
+        """
+        with self._lock:
+            if self.usage <= self.limit:
+                return True
+            self.usage -= 1
+            return False
+
     def release(self) -> None:
         """Give the place back, however the retries ended."""
         with self._lock:

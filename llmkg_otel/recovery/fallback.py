@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -32,9 +33,10 @@ async def fall_back(
         if call.remaining() <= 0:
             break
         task = cast("asyncio.Task[object]", asyncio.current_task())
-        cancelling = task.cancelling()
+        cancelling, allowed = task.cancelling(), min(seconds, call.remaining())
+        call.ends_at = time.monotonic() + allowed
         try:
-            async with asyncio.timeout(min(seconds, call.remaining())):
+            async with asyncio.timeout(allowed):
                 answer = await (rung if is_async(rung) else in_thread(call, rung))()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling:
@@ -43,7 +45,10 @@ async def fall_back(
             continue
         call.fallback, call.failure = name, failure
         return answer
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # it refers to this frame
 
 
 def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: Observer) -> T:
@@ -58,4 +63,7 @@ def fall_back_sync(call: Call, failure: Exception, ladder: Ladder[T], observer: 
             continue
         call.fallback, call.failure = name, failure
         return answer
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # it refers to this frame

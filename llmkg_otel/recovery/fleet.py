@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,40 +65,46 @@ class Fleet(Protocol):
         ...
 
 
-async def meet(fleet: Fleet | None) -> None:
-    """Wait until the fleet's first word has been heard, FLEET_SECONDS at most."""
-    if fleet is not None and not fleet.met.done():
-        word = asyncio.wrap_future(fleet.met)
-        try:
-            await asyncio.wait({word}, timeout=FLEET_SECONDS)
-        finally:
-            word.cancel()  # this loop may be closed when it comes
+async def meet(fleet: Fleet | None, left: float) -> float:
+    """Wait for the fleet's first word, `left` or FLEET_SECONDS at most; return what is left of that."""
+    until = time.monotonic() + (left := min(left, FLEET_SECONDS))
+    if fleet is None or fleet.met.done():
+        return left
+    word = asyncio.wrap_future(fleet.met)
+    try:
+        await asyncio.wait({word}, timeout=left)
+    finally:
+        word.cancel()  # this loop may be closed when it comes
+    return max(0.0, until - time.monotonic())
 
 
-def meet_sync(fleet: Fleet | None) -> None:
+def meet_sync(fleet: Fleet | None, left: float) -> float:
     """Do the same in the calling thread."""
-    if fleet is not None and not fleet.met.done():
-        wait({fleet.met}, FLEET_SECONDS)
+    until = time.monotonic() + (left := min(left, FLEET_SECONDS))
+    if fleet is None or fleet.met.done():
+        return left
+    wait({fleet.met}, left)
+    return max(0.0, until - time.monotonic())
 
 
-async def ask(fleet: Fleet | None) -> Permission | None:
+async def ask(fleet: Fleet | None, left: float = FLEET_SECONDS) -> Permission | None:
     """Return the fleet's word on a probe; None when there is no fleet, or none that can be reached."""
     if fleet is None or (asked := fleet.request_probe()) is None:
         return None
     try:
-        await asyncio.wait({asyncio.wrap_future(asked)}, timeout=FLEET_SECONDS)
+        await asyncio.wait({asyncio.wrap_future(asked)}, timeout=min(left, FLEET_SECONDS))
     except BaseException:
         _give_back(fleet, asked)
         raise
     return _word_of(asked)
 
 
-def ask_sync(fleet: Fleet | None) -> Permission | None:
+def ask_sync(fleet: Fleet | None, left: float = FLEET_SECONDS) -> Permission | None:
     """Do the same in the calling thread."""
     if fleet is None or (asked := fleet.request_probe()) is None:
         return None
     try:
-        wait({asked}, FLEET_SECONDS)
+        wait({asked}, min(left, FLEET_SECONDS))
     except BaseException:
         _give_back(fleet, asked)
         raise

@@ -11,13 +11,15 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_result
 
 from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, error_type
 from llmkg_otel.events import Observer, RetryScheduled
-from llmkg_otel.recovery.backoff import backoff_seconds, is_retryable, retry_after_seconds
+from llmkg_otel.recovery.backoff import backoff_seconds
+from llmkg_otel.recovery.failures import any_is, every_is, is_retryable, retry_after_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["Retry"]
 
 T = TypeVar("T")
+
+
+class _Failed(Enum):
+    """What tenacity sees of an attempt that failed."""
+
+    FAILED = auto()
+
+
+_FAILED = _Failed.FAILED
 
 
 class Retry:
@@ -85,13 +96,17 @@ class Retry:
         """
         run = _Run(self, call, failure, final)
         try:
-            retrying = AsyncRetrying(sleep=self._sleep, **run.rules)
-            return run.done(cast("T", await retrying(run.replay_async, attempt)))
-        except CircuitOpenError as refused:
-            last = run.last(refused)
+            if run.goes_on():
+                retrying = AsyncRetrying(sleep=self._sleep, **run.rules())
+                answer: T | _Failed = await retrying(run.replay_async, attempt)
+                if answer is not _FAILED:
+                    return run.done(answer)
         finally:
-            run.close()
-        raise last  # out here, where nothing takes the place of its own cause and context
+            failure = run.close()
+        try:
+            raise failure
+        finally:
+            del failure  # it refers to this frame
 
     def resume_sync(
         self,
@@ -103,21 +118,27 @@ class Retry:
         """Do the same in a thread of its own; waits block the thread."""
         run = _Run(self, call, failure, final)
         try:
-            retrying = Retrying(sleep=self._sleep_sync, **run.rules)
-            return run.done(cast("T", retrying(run.replay, attempt)))
-        except CircuitOpenError as refused:
-            last = run.last(refused)
+            if run.goes_on():
+                retrying = Retrying(sleep=self._sleep_sync, **run.rules())
+                answer: T | _Failed = retrying(run.replay, attempt)
+                if answer is not _FAILED:
+                    return run.done(answer)
         finally:
-            run.close()
-        raise last  # out here, where nothing takes the place of its own cause and context
+            failure = run.close()
+        try:
+            raise failure
+        finally:
+            del failure  # it refers to this frame
 
     def is_retryable(self, error: BaseException) -> bool:
         """Say whether the same call may succeed, and may be repeated, after this failure."""
         config = self.config
-        wanted = isinstance(error, config.retryable_exceptions) and not isinstance(
-            error, config.excluded_exceptions
+        wanted = every_is(error, config.retryable_exceptions)
+        return (
+            wanted
+            and not any_is(error, config.excluded_exceptions)
+            and is_retryable(error, idempotent=self.idempotent)
         )
-        return wanted and is_retryable(error, idempotent=self.idempotent)
 
     def wait_seconds(self, retry: int, error: BaseException | None) -> float:
         """Return the back-off before a retry, or what the failed service asked for if that is more.
@@ -130,7 +151,12 @@ class Retry:
 
 
 class _Run:
-    """The retries of one call: tenacity's questions, answered for this call, and the outcome."""
+    """The retries of one call: tenacity's questions, answered for this call, and the outcome.
+
+    Failures do not pass through tenacity, which would keep each in a cycle of a hundred objects: an attempt
+    that fails leaves its error here and returns `_FAILED`. The first question is answered before tenacity is
+    entered.
+    """
 
     def __init__(
         self, policy: Retry, call: Call, failure: Exception, final: tuple[type[Exception], ...]
@@ -138,83 +164,110 @@ class _Run:
         self._policy = policy
         self._call = call
         self._final = final
-        self._pending: Exception | None = failure
-        self._attempts = call.attempts
-        self.failure: BaseException = failure
+        self._failure = failure
+        self._replays, self._refused = True, False
+        self._first_wait = 0.0
         self._outcome = "cancelled"
         self._in_budget = False
-        self.rules: dict[str, Any] = {
-            "retry": self._should_retry,
+
+    def rules(self) -> dict[str, Any]:
+        """Return tenacity's options."""
+        return {
+            "retry": retry_if_result(lambda answer: answer is _FAILED),
             "wait": self._wait,
             "stop": self._must_stop,
             "before_sleep": self._announce,
-            "reraise": True,
+            "retry_error_callback": lambda _: _FAILED,
         }
 
-    def last(self, refused: CircuitOpenError) -> BaseException:
-        """Return what ended the call: the refusal, if the attempt itself raised it, else the last failure."""
-        engine_refused = self._call.attempts > self._attempts  # it was called since
-        return refused if engine_refused else self.failure
+    def goes_on(self) -> bool:
+        """Say whether the first failure is to be followed by a second attempt."""
+        if not self._is_worth_it():
+            return False
+        self._first_wait = self._policy.wait_seconds(1, self._failure)
+        return not self._is_over(1, self._first_wait)
 
-    def replay(self, attempt: Callable[[], T]) -> T:
-        if (failure := self._pending) is not None:
-            self._pending = None
-            raise failure
-        return attempt()
+    def replay(self, attempt: Callable[[], T]) -> T | _Failed:
+        if self._replays:
+            self._replays = False
+            return _FAILED
+        before = self._call.attempts
+        try:
+            return attempt()
+        except Exception as error:  # noqa: BLE001 - it is raised when the retries are over
+            return self._failed(error, before)
 
-    async def replay_async(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        if (failure := self._pending) is not None:
-            self._pending = None
-            raise failure
-        return await attempt()
+    async def replay_async(self, attempt: Callable[[], Awaitable[T]]) -> T | _Failed:
+        if self._replays:
+            self._replays = False
+            return _FAILED
+        before = self._call.attempts
+        try:
+            return await attempt()
+        except Exception as error:  # noqa: BLE001 - it is raised when the retries are over
+            return self._failed(error, before)
+
+    def _failed(self, error: Exception, before: int) -> _Failed:
+        """Keep an attempt's error, unless it is a refusal of ours: the engine was not called since."""
+        self._refused = isinstance(error, CircuitOpenError) and self._call.attempts == before
+        if not self._refused:
+            self._failure = error
+        return _FAILED
 
     def done(self, result: T) -> T:
         self._outcome = "recovered"
         return result
 
-    def close(self) -> None:
+    def close(self) -> Exception:
+        """Give back what was taken, count the outcome, and let the last failure go: it refers to this."""
         if self._in_budget:
             self._policy.budget.release()
         if self._outcome != "cancelled":
             self._policy.count(self._outcome)
+        try:
+            return self._failure
+        finally:
+            del self._failure
 
-    def _should_retry(self, state: RetryCallState) -> bool:
-        error = _failure(state)
-        if error is None:
-            return False
-        call = self._call
+    def _is_worth_it(self) -> bool:
+        error, call = self._failure, self._call
         # What became of an attempt that our timer cut short is unknown, whatever the engine raised then.
         unknown = call.cut_short and not self._policy.idempotent
-        one_attempt = call.nested or call.left_a_thread or call.cancelled or unknown
-        if not one_attempt and self._policy.is_retryable(error) and not isinstance(error, self._final):
+        stopped = self._refused or call.cancelled or unknown
+        one_attempt = call.parent is not None or call.left_a_thread
+        wanted = self._policy.is_retryable(error) and not any_is(error, self._final)
+        if wanted and not stopped and not one_attempt:
             return True
-        if isinstance(error, Exception):
-            out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
-            self._outcome = "deadline" if out_of_time else "not_retryable"
+        out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
+        self._outcome = "deadline" if out_of_time else "not_retryable"
         return False
 
     def _wait(self, state: RetryCallState) -> float:
-        return self._policy.wait_seconds(state.attempt_number, _failure(state))
+        number = state.attempt_number
+        return self._first_wait if number == 1 else self._policy.wait_seconds(number, self._failure)
 
     def _must_stop(self, state: RetryCallState) -> bool:
-        if state.attempt_number > self._policy.config.max_retries:
+        return state.attempt_number > 1 and (
+            not self._is_worth_it() or self._is_over(state.attempt_number, state.upcoming_sleep)
+        )
+
+    def _is_over(self, attempts: int, wait: float) -> bool:
+        if attempts > self._policy.config.max_retries:
             self._outcome = "exhausted"
-        elif state.upcoming_sleep + self._call.attempt_seconds >= self._call.remaining():
+        elif wait + self._call.attempt_seconds >= self._call.remaining():
             self._outcome = "deadline"
-        elif not self._in_budget and not self._policy.budget.try_acquire():
+        elif not self._has_place():
             self._outcome = "budget_exhausted"
         else:
-            self._in_budget = True
             return False
         return True
 
+    def _has_place(self) -> bool:
+        budget = self._policy.budget
+        self._in_budget = budget.keep() if self._in_budget else budget.try_acquire()
+        return self._in_budget
+
     def _announce(self, state: RetryCallState) -> None:
-        error = _failure(state)
-        kind = "" if error is None else error_type(error)
-        self.failure, self._attempts = error or self.failure, self._call.attempts
+        kind = error_type(self._failure)
         event = RetryScheduled(self._policy.name, state.attempt_number, state.upcoming_sleep, kind)
         self._policy.observer.on_event(event)
-
-
-def _failure(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome is not None else None

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
 
 import uvicorn
 from starlette.applications import Starlette
@@ -37,6 +38,7 @@ __all__ = ["OpsServer", "listen", "ops_app", "url_of"]
 STOP_SECONDS = 2.0
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 """A Host header that can mean this machine only."""
+ABSOLUTE_FORM = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)
 
 
 def ops_app(system: ProductionSystem) -> Starlette:
@@ -48,6 +50,7 @@ def ops_app(system: ProductionSystem) -> Starlette:
     request for a host of any other name is refused with 421. Nothing here waits for the engine: it all
     reads what is known already.
     """
+    loopback = is_loopback(system.config.server.ops_host)
 
     def metrics(request: Request) -> Response:
         content_type, body = system.telemetry.collected.expose(request.headers.get("accept", ""))
@@ -68,8 +71,25 @@ def ops_app(system: ProductionSystem) -> Starlette:
             *(Route(path, _endpoint(probe)) for path, probe in probes_of(system).items()),
             *(Route(f"/{endpoint.__name__}", endpoint) for endpoint in endpoints),
         ],
-        middleware=[Middleware(_LoopbackOnly)] if is_loopback(system.config.server.ops_host) else [],
+        middleware=[Middleware(_OriginForm), *([Middleware(_LoopbackOnly)] if loopback else [])],
     )
+
+
+class _OriginForm:
+    """Takes a whole URL as the request's target, as proxies send it; its host is the one that counts.
+
+    Source: RFC 9112, 3.2.2. uvicorn passes the URL on as if it were a path.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (url := ABSOLUTE_FORM.fullmatch(scope.get("raw_path") or b"")):
+            host, path = url[1], url[2] or b"/"
+            headers = [(b"host", host), *(each for each in scope["headers"] if each[0] != b"host")]
+            scope = {**scope, "headers": headers, "raw_path": path, "path": unquote(path.decode("ascii"))}
+        await self._app(scope, receive, send)
 
 
 class _LoopbackOnly:
@@ -138,7 +158,14 @@ class OpsServer:
         self._socket = listen(config.ops_host, config.ops_port)
         self.url = url_of(config.ops_host, self._socket)
         self._server = uvicorn.Server(
-            uvicorn.Config(ops_app(system), log_config=None, access_log=False, lifespan="off")
+            uvicorn.Config(
+                ops_app(system),
+                http="h11",  # whatever else is installed: what is read of a request is the same everywhere
+                ws="none",
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+            )
         )
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(

@@ -142,6 +142,7 @@ def _http(system: ProductionSystem, server: FastMCP, stack: contextlib.ExitStack
     listener = _Listener(
         uvicorn.Config(
             app,
+            ws="none",
             log_config=None,
             access_log=False,
             proxy_headers=False,  # uvicorn would believe any X-Forwarded-For from loopback; see caller.py

@@ -66,8 +66,8 @@ def _recovery(system: ProductionSystem) -> Iterator[tuple[Instrument, Read]]:
 
     def retry_calls() -> Iterable[Observation]:
         for op in system.operations:
-            for outcome in semconv.RETRY_OUTCOMES:
-                count = op.breaker.first_tries if outcome == "first_try" else op.retry.calls[outcome]
+            counts = dict.fromkeys(semconv.RETRY_OUTCOMES, 0) | op.retry.calls
+            for outcome, count in (counts | {"first_try": op.breaker.first_tries}).items():
                 yield Observation(count, {"name": op.name, "outcome": outcome})
 
     def storage_status() -> Iterable[Observation]:

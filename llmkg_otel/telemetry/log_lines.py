@@ -1,28 +1,33 @@
-"""One log record as one JSON line, and the ids that tie it to its call."""
+"""What is told of a log record: once, for every way out, as a JSON line too."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import threading
 import traceback
+import weakref
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
 from llmkg_otel.call import current_call
-from llmkg_otel.telemetry import redaction
 from llmkg_otel.telemetry.records import EVENT_NAME
+from llmkg_otel.telemetry.redaction import LONGEST, plain_name, plain_text, plain_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["IDS", "JsonFormatter", "correlation_id", "note_ids"]
+__all__ = ["LogEntry", "correlation_id", "entry_of"]
 
-IDS = "_llmkg_call_ids"
-"""The record's attribute that holds the ids of its call."""
-
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", IDS}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_CALL = ("trace_id", "span_id", "correlation_id", "operation")
+_OURS = frozenset(("timestamp", "level", "logger", "message", "event", "exception", "stack", *_CALL))
+"""Keys of a line that no attribute of a user's record can have: there it is `extra.level`."""
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys or takes for the end of a line; JSON escapes only what is below a space."""
 
 
 def correlation_id() -> str | None:
@@ -37,59 +42,119 @@ def correlation_id() -> str | None:
     return trace.format_trace_id(context.trace_id) if context.is_valid else None
 
 
-def note_ids(record: logging.LogRecord) -> Mapping[str, str]:
-    """Note the ids of the call that the calling thread is in on the record, once; return them.
-
-    Keys, each only where there is one: trace_id, span_id, correlation_id, operation.
-    """
-    ids: dict[str, str] | None = getattr(record, IDS, None)
-    if ids is not None:
-        return ids
-    ids = {}
+def _call_ids() -> Mapping[str, str]:
+    """Return the ids of the call that this thread is in, each only where there is one."""
+    ids: dict[str, str] = {}
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
-        ids["trace_id"] = trace.format_trace_id(context.trace_id)
+        ids["trace_id"] = ids["correlation_id"] = trace.format_trace_id(context.trace_id)
         ids["span_id"] = trace.format_span_id(context.span_id)
-    if (correlation := correlation_id()) is not None:
-        ids["correlation_id"] = correlation
     if (call := current_call()) is not None:
         ids["operation"] = call.operation
-    setattr(record, IDS, ids)
+        if call.correlation_id is not None:
+            ids["correlation_id"] = call.correlation_id
     return ids
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, ids, and the record's own attributes.
+class LogEntry:
+    """A record as plain data of bounded size, which shares nothing with it; secrets are redacted.
 
-    Secrets are redacted unless `redact` is False: see `redaction`.
+    `ids`: of the call that logged it, from its context and never from the record: trace_id, span_id,
+    correlation_id, operation. `exception`: the traceback, or None. A record that cannot be formatted is
+    told by its unformatted message and `format_error`.
     """
 
-    def __init__(self, *, redact: bool = True) -> None:
-        super().__init__()
-        self._redact = redact
+    __slots__ = (
+        "_line",
+        "attributes",
+        "created",
+        "event",
+        "exception",
+        "ids",
+        "level",
+        "logger",
+        "message",
+        "stack",
+    )
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
-        line: dict[str, Any] = {
-            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
+    def __init__(self, record: logging.LogRecord, *, redact: bool) -> None:
+        self.created, self.level, self.logger = record.created, record.levelname, plain_name(record.name)
+        self.ids, self._line = _call_ids(), ""
         attributes = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if (event := attributes.pop(EVENT_NAME, None)) is not None:
-            line["event"] = event
-        line = {**line, **attributes, **line}
-        if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        if self._redact:
-            line = redaction.redact(line)
-        return _json(line | getattr(record, IDS, {}))
+        message: object
+        try:
+            message = record.getMessage()
+        except Exception as error:  # noqa: BLE001 - a user's format and arguments may raise anything
+            message = record.msg
+            attributes["format_error"] = f"{type(error).__name__} at {record.pathname}:{record.lineno}"
+        self.message = plain_text(message, redact=redact)
+        event = attributes.pop(EVENT_NAME, None)
+        self.event = None if event is None else plain_text(event, redact=redact)
+        self.attributes: dict[str, Any] = plain_value(attributes, redact=redact) if attributes else attributes
+        exception = _exception(record)
+        self.exception = None if exception is None else plain_text(exception, redact=redact)
+        self.stack = None if record.stack_info is None else plain_text(record.stack_info, redact=redact)
+
+    def line(self) -> str:
+        """Return it as one line of JSON, without its end; made once."""
+        if not self._line:
+            self._line = self._told()
+        return self._line
+
+    def _told(self) -> str:
+        line: dict[str, Any] = {
+            "timestamp": datetime.fromtimestamp(self.created, UTC).isoformat(timespec="milliseconds"),
+            "level": self.level.lower(),
+            "logger": self.logger,
+            "message": self.message,
+            **self.ids,
+        }
+        for key in ("event", "exception", "stack"):
+            if (value := getattr(self, key)) is not None:
+                line[key] = value
+        for key, value in self.attributes.items():
+            if key not in _OURS or (self.logger.startswith("llmkg_otel") and key not in line):
+                line[key] = value
+            elif line.get(key) != value:
+                line[f"extra.{key}"] = value
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        if text.isascii() and "\x7f" not in text:
+            return text
+        return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _json(line: dict[str, Any]) -> str:
+def _exception(record: logging.LogRecord) -> str | None:
+    """Return the traceback, of a long one the last frames: what was raised stands at its end."""
+    if not record.exc_info or record.exc_info[0] is None:
+        return record.exc_text or None
     try:
-        return json.dumps(line, default=str, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):  # JSON has no infinity, no cycle, no key but text
-        plain = {k: v if isinstance(v, str | int | None) else str(v) for k, v in line.items()}
-        return json.dumps(plain, ensure_ascii=False)
+        parts = traceback.format_exception(*record.exc_info)
+    except Exception as error:  # noqa: BLE001 - a user's exception may have broken parts
+        return f"{record.exc_info[0].__name__} without a traceback: {type(error).__name__}"
+    if sum(map(len, parts)) <= LONGEST:
+        return "".join(parts)
+    head, tail, room = [parts[0]], [], LONGEST // 2
+    for part in reversed(parts[1:]):
+        if (room := room - len(part)) < 0:
+            break
+        tail.append(part)
+    left_out = len(parts) - len(head) - len(tail)
+    return "".join((*head, f"  [{left_out} frames left out]\n", *reversed(tail or parts[-1:])))
+
+
+_latest = threading.local()
+"""The record this thread has told last: one handler after the other asks for the same."""
+
+
+def entry_of(record: logging.LogRecord, *, redact: bool) -> LogEntry:
+    """Return what is told of a record: made by the first handler that asks, on the thread that logs.
+
+    So arguments are told as they were when logged, and no queue holds on to them. Nothing is left on the
+    record, where other handlers would find it. Never raises an Exception.
+    """
+    known: tuple[weakref.ref[logging.LogRecord], bool, LogEntry] | None = getattr(_latest, "entry", None)
+    if known is not None and known[0]() is record and known[1] is redact:
+        return known[2]
+    entry = LogEntry(record, redact=redact)
+    _latest.entry = (weakref.ref(record), redact, entry)
+    return entry

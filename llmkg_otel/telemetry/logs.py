@@ -9,27 +9,32 @@ import threading
 import weakref
 from collections import Counter
 from concurrent.futures import wait
-from logging.handlers import QueueHandler, QueueListener
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.semconv.attributes.exception_attributes import (
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+)
 
 from llmkg_otel._forks import in_child
 from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.telemetry import semconv
-from llmkg_otel.telemetry.log_lines import IDS, JsonFormatter, note_ids
-from llmkg_otel.telemetry.redaction import redact
+from llmkg_otel.telemetry.log_lines import LogEntry, entry_of
+from llmkg_otel.telemetry.redaction import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from opentelemetry._logs import LogRecord
+    from concurrent.futures import Future
 
 __all__ = ["CountingProcessor", "JsonLogs", "LogExport", "dropped_records"]
 
 QUEUE_SIZE = 10_000
+QUEUE_CHARACTERS = 16 * 2**20
 STOP_SECONDS = 5.0
 
 _EXPORTING = (LoggingHandler, SdkLoggingHandler)
@@ -47,32 +52,85 @@ def _count_drops(destination: str, count: int = 1) -> None:
         _dropped[destination] += count
 
 
-class _ContextQueue(QueueHandler):
-    """Notes the caller's ids on the record and queues it; a full queue drops, and counts what it drops."""
+class _Lines(logging.Handler):
+    """Queues records as lines, which a thread of its own writes; what does not fit is dropped, and counted.
 
-    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
-        super().__init__(records)
+    Each number has one writer: what went in, whoever holds the handler's lock; what came out, the thread.
+    """
+
+    def __init__(self, stream: TextIO, *, redact: bool) -> None:
+        super().__init__()
+        self._stream, self._redact = stream, redact
         self.dropped = 0
+        self._reset()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        note_ids(record)
-        return record
+    def _reset(self) -> None:
+        self._lines: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
+        self._lines_in = self._lines_out = self._characters_in = self._characters_out = 0
+        self._writer: Future[None] | None = None
+        self._writing_thread = 0
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
-            self.dropped += 1  # the handler's lock is held
-            _count_drops("stderr")
+    def start(self) -> None:
+        """Write from now on; in a fork, too, which has no thread: what is queued there is its parent's."""
+        self._reset()
+        self._writer = in_daemon_thread(self._write, "llmkg-logs")
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record's line, or drop it; so what the stream itself logs, which would have no end."""
+        if threading.get_ident() == self._writing_thread:
+            self._drop()
+        else:
+            self._put(entry_of(record, redact=self._redact).line())
 
-class _Listener(QueueListener):
-    def __init__(self, records: queue.Queue[Any], output: logging.Handler) -> None:
-        super().__init__(records, output)
-        self._records = records
+    def flush(self) -> None:
+        """Wait until all that is queued is written, `STOP_SECONDS` at most; `logging.shutdown` calls this."""
+        if self._writer is not None and not self._writer.done():
+            written = threading.Event()
+            self._lines.put(written)
+            written.wait(STOP_SECONDS)
 
-    def enqueue_sentinel(self) -> None:
-        self._records.put(None)  # waits for room, where the original raises queue.Full
+    def stop(self) -> None:
+        """Write what is queued, within `STOP_SECONDS`, and end."""
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        if self.dropped:
+            told = {
+                "name": __name__,
+                "levelname": "WARNING",
+                "msg": f"{self.dropped} log records were dropped",
+            }
+            self._lines.put(LogEntry(logging.makeLogRecord(told), redact=False).line())
+        self._lines.put(None)
+        wait([writer], STOP_SECONDS)
+
+    def _put(self, line: str) -> None:
+        queued, size = self._lines_in - self._lines_out, self._characters_in - self._characters_out
+        if queued >= QUEUE_SIZE or size + len(line) > QUEUE_CHARACTERS:
+            self._drop()
+            return
+        self._lines_in += 1
+        self._characters_in += len(line)
+        self._lines.put(line)
+
+    def _write(self) -> None:
+        self._writing_thread = threading.get_ident()
+        while (line := self._lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            self._lines_out += 1
+            self._characters_out += len(line)
+            try:
+                self._stream.write(f"{line}\n")  # one write a line: other processes may share the pipe
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads any more, the disk is full, it is closed
+                self._drop()
+
+    def _drop(self) -> None:
+        with _drop_lock:
+            self.dropped += 1
+            _dropped["stderr"] += 1
 
 
 class JsonLogs:
@@ -85,18 +143,14 @@ class JsonLogs:
     """
 
     def __init__(self, level: str, stream: TextIO | None = None, *, redact: bool = True) -> None:
-        self._records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_SIZE)
-        output = logging.StreamHandler(stream or sys.stderr)
-        output.setFormatter(JsonFormatter(redact=redact))
         self._level, self._redact = level.upper(), redact
-        self._handler = _ContextQueue(self._records)
+        self._lines = _Lines(stream or sys.stderr, redact=redact)
         self._exports: list[logging.Handler] = []
-        self._listener = _Listener(self._records, output)
 
     @property
     def dropped(self) -> int:
-        """Records lost because the queue was full."""
-        return self._handler.dropped
+        """Records lost because the queue was full, or the stream took no lines."""
+        return self._lines.dropped
 
     def __enter__(self) -> Self:
         root = logging.getLogger()
@@ -107,29 +161,22 @@ class JsonLogs:
             elif isinstance(handler, _EXPORTING) and not isinstance(handler, LogExport):
                 root.removeHandler(handler)
                 root.addHandler(self._instead_of(handler))
-        root.addHandler(self._handler)
+        self._lines.start()
+        _writing.add(self._lines)
+        root.addHandler(self._lines)
         root.setLevel(self._level)
-        self._listener.start()
-        _writing.add(self)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        _writing.discard(self)
+        _writing.discard(self._lines)
         root = logging.getLogger()
-        for handler in (self._handler, *self._exports):
+        for handler in (self._lines, *self._exports):
             root.removeHandler(handler)
         for handler in self._before[0]:
             if handler not in root.handlers:
                 root.addHandler(handler)
         root.setLevel(self._before[1])
-        wait([in_daemon_thread(self._finish, "llmkg-logs")], STOP_SECONDS)
-
-    def start_in_fork(self) -> None:
-        """Write the lines of a fork, which has no thread that would; what is queued is the parent's."""
-        self._records = queue.Queue(QUEUE_SIZE)
-        self._handler.queue = self._records
-        self._listener = _Listener(self._records, *self._listener.handlers)
-        self._listener.start()
+        self._lines.stop()
 
     def _instead_of(self, handler: LoggingHandler | SdkLoggingHandler) -> LogExport:
         provider = handler._logger_provider  # noqa: SLF001 - it tells nobody else
@@ -137,23 +184,15 @@ class JsonLogs:
         self._exports.append(export)
         return export
 
-    def _finish(self) -> None:
-        if self.dropped:
-            record = logging.makeLogRecord(
-                {"name": __name__, "levelname": "WARNING", "msg": f"{self.dropped} log records were dropped"}
-            )
-            self._records.put(record)
-        self._listener.stop()
 
-
-_writing: weakref.WeakSet[JsonLogs] = weakref.WeakSet()
+_writing: weakref.WeakSet[_Lines] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     global _drop_lock  # noqa: PLW0603 - another thread of the parent may have held it
     _drop_lock = threading.Lock()
-    for logs in tuple(_writing):
-        logs.start_in_fork()
+    for lines in tuple(_writing):
+        lines.start()
 
 
 in_child(_after_fork)
@@ -163,41 +202,55 @@ class LogExport(LoggingHandler):
     """Hands the root logger's records to the global logger provider, unless another handler does.
 
     The SDK, the logging instrumentation and `opentelemetry-instrument` each may have added a handler of
-    theirs, or add it later. Of several of ours the first exports. What OpenTelemetry itself logs, its
-    exporters' failures above all, is left out: it must not feed the exporter. Secrets are redacted unless
-    `redact` is False; a record inside a call has its operation and correlation id as attributes. A record
-    that cannot be told is no error for whoever logs it.
+    theirs, or add it later. Of several of ours the first exports. What OpenTelemetry itself logs, and what
+    its exporters' HTTP clients log while they export, is left out: it must not feed the exporter. Secrets
+    are redacted unless `redact` is False; a record inside a call has its operation and correlation id as
+    attributes.
     """
 
     def __init__(self, *args: Any, redact: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
         self._redact = redact
+        self.setFormatter(_Message(redact=redact))
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether this handler is the one to export this record."""
+        if get_value(_SUPPRESS_INSTRUMENTATION_KEY) or record.name.startswith("opentelemetry"):
+            return False
         exporting = [h for h in logging.getLogger().handlers if isinstance(h, _EXPORTING)]
         alone = exporting[:1] == [self] and all(isinstance(h, LogExport) for h in exporting)
-        return alone and not record.name.startswith("opentelemetry") and bool(super().filter(record))
+        return alone and bool(super().filter(record))
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Export a record; what goes wrong is told as logging tells it."""
-        try:
-            super().emit(record)
-        except Exception:  # noqa: BLE001 - the stock handler would raise it in the caller
-            self.handleError(record)
+    def _get_attributes(self, record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
+        entry = entry_of(record, redact=self._redact)
+        attributes = {
+            (f"extra.{key}" if key in _OUR_ATTRIBUTES else key): value
+            for key, value in entry.attributes.items()
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, error, _ = record.exc_info
+            attributes[EXCEPTION_TYPE] = kind.__name__
+            attributes[EXCEPTION_MESSAGE] = plain_text(error, redact=self._redact)
+        if entry.exception is not None:
+            attributes[EXCEPTION_STACKTRACE] = entry.exception
+        for name, key in _OUR_ATTRIBUTES.items():
+            if key in entry.ids:
+                attributes[name] = entry.ids[key]
+        return attributes, entry.event
 
-    def _translate(self, record: logging.LogRecord) -> LogRecord:
-        ids = note_ids(record)
-        told = super()._translate(record)
-        attributes = dict(told.attributes or {})
-        attributes.pop(IDS, None)
-        if self._redact:
-            told.body, attributes = redact(told.body), redact(attributes)
-        for key, name in ((semconv.CORRELATION_ID, "correlation_id"), (semconv.OPERATION_NAME, "operation")):
-            if name in ids:
-                attributes[key] = ids[name]
-        told.attributes = attributes
-        return told
+
+_OUR_ATTRIBUTES = {semconv.CORRELATION_ID: "correlation_id", semconv.OPERATION_NAME: "operation"}
+
+
+class _Message(logging.Formatter):
+    """The body of an exported record."""
+
+    def __init__(self, *, redact: bool) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return entry_of(record, redact=self._redact).message
 
 
 class CountingProcessor(BatchLogRecordProcessor):

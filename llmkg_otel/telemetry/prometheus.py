@@ -14,6 +14,8 @@ from opentelemetry.sdk.metrics.export import ExponentialHistogram, Histogram, Hi
 from opentelemetry.trace import format_span_id, format_trace_id
 from prometheus_client.samples import Exemplar
 
+from llmkg_otel.telemetry.series import one_point_a_series
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -31,12 +33,13 @@ _log = logging.getLogger(__name__)
 
 
 class PrometheusReader(PrometheusMetricReader):
-    """OpenTelemetry's reader for a registry, with five differences.
+    """OpenTelemetry's reader for a registry, with six differences.
 
     Exemplars are kept. Each sample has its own labels, however many meters use the name; the scope is a
-    label only where two scopes' series would be one. A name that comes with a second type is left out,
-    with a warning. Of an exponential histogram count and sum are told: the text formats have no more.
-    What a flush has collected is not told twice. Not thread-safe: one collection at a time.
+    label only where two scopes' series would be one. Points that have the same labels in Prometheus are
+    one (see series.py). A name that comes with a second type, or would be a second series of the same labels,
+    is left out, with a warning. Of an exponential histogram count and sum are told: the text formats have
+    no more. What a flush has collected is not told twice. Not thread-safe: one collection at a time.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -57,6 +60,7 @@ class _Collector(_CustomCollector):
         self._exemplars: dict[tuple[str, Labels], dict[int, Exemplar]] = {}
         self._older = self._exemplars
         self._refused: set[str] = set()
+        self._owners: dict[str, str] = {}
 
     def add_metrics_data(self, metrics_data: MetricsData) -> None:
         self._metrics_datas.clear()
@@ -66,6 +70,8 @@ class _Collector(_CustomCollector):
         self, metrics_data: MetricsData, metric_family_id_metric_family: dict[str, Family]
     ) -> None:
         self._older, self._exemplars = self._exemplars, {}
+        families = metric_family_id_metric_family.values()
+        self._owners = {sample.name: family.name for family in families for sample in family.samples}
         super()._translate_to_prometheus(metrics_data, metric_family_id_metric_family)
 
     def _translate_metric(
@@ -75,19 +81,36 @@ class _Collector(_CustomCollector):
         resource_attrs: dict[str, AnyValue],
         metric_family_id_metric_family: dict[str, Family],
     ) -> None:
-        metric = _classic(metric)
+        metric = one_point_a_series(_classic(metric))
         alone: dict[str, Family] = {}
         super()._translate_metric(metric, {}, resource_attrs, alone)
         for family in alone.values():
-            known = metric_family_id_metric_family.setdefault(family.name, family)
-            if known.type != family.type:
-                self._refuse(family.name, known.type, family.type)
+            known = metric_family_id_metric_family.get(family.name, family)
+            if not self._may_join(family, known):
                 continue
-            _relabel(family, known, {sanitize_attribute(k): str(v) for k, v in scope_attrs.items() if v})
+            scope = {sanitize_attribute(k): str(v) for k, v in scope_attrs.items() if v}
+            doubles = _relabel(family, known, scope)
             if isinstance(metric.data, Histogram):
                 self._add_exemplars(family, metric.data)
+            if doubles:
+                self._refuse(family, "samples of", "the same series is there")
+                family.samples = [each for i, each in enumerate(family.samples) if i not in doubles]
             if known is not family:
                 known.samples += family.samples
+            metric_family_id_metric_family[family.name] = known
+
+    def _may_join(self, family: Family, known: Family) -> bool:
+        """Say whether a name means one thing: samples of one family, all of one type."""
+        names = {sample.name for sample in family.samples}
+        others = {self._owners.get(name, family.name) for name in names} - {family.name}
+        if known.type != family.type:
+            self._refuse(family, f"a {family.type} named", f"there is a {known.type} of this name")
+        elif others:
+            self._refuse(family, f"a {family.type} named", f"{', '.join(others)} has samples of its name")
+        else:
+            self._owners |= dict.fromkeys(names, family.name)
+            return True
+        return False
 
     def _add_exemplars(self, family: Family, data: Histogram) -> None:
         """Give each bucket its latest exemplar, also one that an earlier collection has taken away.
@@ -108,10 +131,10 @@ class _Collector(_CustomCollector):
             for bucket, found in latest.items():
                 samples[own[bucket]] = samples[own[bucket]]._replace(exemplar=found)
 
-    def _refuse(self, name: str, known: str, other: str) -> None:
-        if name not in self._refused:
-            self._refused.add(name)
-            _log.warning("/metrics leaves out a %s named %s: there is a %s of this name", other, name, known)
+    def _refuse(self, family: Family, what: str, why: str) -> None:
+        if family.name not in self._refused:
+            self._refused.add(family.name)
+            _log.warning("/metrics leaves out %s %s: %s", what, family.name, why)
 
 
 def _classic(metric: Metric) -> Metric:
@@ -137,14 +160,23 @@ def _one_bucket(point: ExponentialHistogramDataPoint) -> HistogramDataPoint:
     )
 
 
-def _relabel(family: Family, known: Family, scope: Mapping[str, str]) -> None:
-    """Take empty labels away, and add the scope to samples that are in the known family already."""
-    known_series = {_series(s.name, s.labels) for s in known.samples} if known is not family else ()
+def _relabel(family: Family, known: Family, scope: Mapping[str, str]) -> set[int]:
+    """Take empty labels away, and add the scope to samples that are in the known family already.
+
+    Returns the samples that are there even so: two names of one scope may differ in Prometheus' eyes only
+    by what is no letter.
+    """
+    seen = {_series(s.name, s.labels) for s in known.samples} if known is not family else set()
+    doubles = set()
     for index, sample in enumerate(family.samples):
         labels = {key: value for key, value in sample.labels.items() if value}
-        if _series(sample.name, labels) in known_series:
+        if _series(sample.name, labels) in seen:
             labels |= scope
+        if (series := _series(sample.name, labels)) in seen:
+            doubles.add(index)
+        seen.add(series)
         family.samples[index] = sample._replace(labels=labels)
+    return doubles
 
 
 def _series(name: str, labels: Mapping[str, str]) -> tuple[str, Labels]:

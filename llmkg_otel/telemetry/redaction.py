@@ -1,92 +1,138 @@
-"""Secrets in log records, told by the key they stand under and by how they look."""
+"""Whatever a log record holds as plain, bounded data, with its secrets redacted."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import re2
+from llmkg_otel.telemetry.secret_text import REDACTED, is_secret_name, redact_text
 
-__all__ = ["REDACTED", "is_secret_name", "redact", "redact_text"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-REDACTED = "[redacted]"
+__all__ = ["REDACTED", "plain_name", "plain_text", "plain_value"]
+
 DEPTH = 6
 """Containers in containers that are looked into; what is deeper is read as text."""
-
-_NAMES = (
-    r"(?:(?:pass(?:word|wd|phrase|code)|pwd|secret|credential|signature"
-    r"|(?:api|access|private|account|signing|encryption|secret)[-_. ]?key)s?|auth[-_]?tokens|token)"
-)
-_HEADERS = r"(?:authorization|cookie)"
-_QUOTED = (
-    r"""[bru]?(?:"(?:[^"\\]|\\+.)*"?|'(?:[^'\\]|\\+.)*'?"""
-    r"""|\\+"(?:[^"\\]|\\[^"\\]|\\\\+.)*|\\+'(?:[^'\\]|\\[^'\\]|\\\\+.)*)"""
-)
-"""A string of Python or JSON, or one inside another, up to its own quote; of an open one all that follows."""
-_IS = r"""(?:\\*["']\s*,|\\*["']?\s*(?:=>?|:))\s*"""
-"""What stands between name and value: `=`, `:`, `": "`, and the `', '` of a pair."""
-
-_SERVICE_KEYS = (
-    r"\b(?:(?:sk|rk|pk)[-_][\w-]{16,}|gh[oprsu]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
-    r"|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|(?:hf|npm)_\w{16,})"
-)
-_PATTERNS = (
-    (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z)", REDACTED),
-    (r"(://[^\s:/@?#]*:)[^\s/?#]+@", rf"\1{REDACTED}@"),
-    (rf"(?is)({_HEADERS}{_IS})(?:{_QUOTED}|[^\r\n]+)", rf"\1{REDACTED}"),
-    (rf"(?is)({_NAMES}{_IS})(?:{_QUOTED}|(?:(?:bearer|basic|token)\s+)?[^\s&]+)", rf"\1{REDACTED}"),
-    (r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}", rf"\1{REDACTED}"),
-    (r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)*", REDACTED),
-    (_SERVICE_KEYS, REDACTED),
-)
-_COMPILED = [(re2.compile(pattern), told) for pattern, told in _PATTERNS]
-_ANY = re2.compile("|".join(f"(?:{pattern})" for pattern, _ in _PATTERNS))
-_SECRET_NAME = re2.compile(rf"(?i)(?:{_NAMES}|{_HEADERS})$")
+LONGEST = 32_768
+"""Characters of a text that are kept, and of all texts of a value together."""
+_LONGEST_SECRET = 4_096
+"""Characters looked at after those that are kept: no secret is cut in two and so not known."""
+_LONGEST_NAME = 256
+_LEAST = 8
+"""Characters that each value counts for, however short: so their number is bounded, too."""
+LEFT_OUT = "[left out]"
 
 
-def redact_text(text: str) -> str:
-    """Return text with `[redacted]` for passwords in URLs, values of secret names, bearer tokens, JSON Web
-    Tokens, private keys and the keys of well-known services.
+def plain_text(value: object, *, redact: bool = True, longest: int = LONGEST) -> str:
+    """Return a value as text of at most `longest` characters and a note of how many were left out.
 
-    Takes time in proportion to the text, whatever it is: the expressions are RE2's. Rather hides a word
-    too many: `invalid token: x` hides x. A secret that neither looks like one nor stands after a name is
-    not seen. Lone surrogates, which no exporter could write, come back as escapes.
-    """  # noqa: D205
-    try:
-        if _ANY.search(text) is None:
-            return text
-    except UnicodeEncodeError:
-        return redact_text(text.encode("utf-8", "backslashreplace").decode())
-    for pattern, told in _COMPILED:
-        text = pattern.sub(told, text)
-    return text
-
-
-def is_secret_name(name: str) -> bool:
-    """Say whether what stands under this name is a secret: `apiKey`, `db.password`, but not `max_tokens`."""
-    return _SECRET_NAME.search(name) is not None
-
-
-def redact(value: object, depth: int = 0) -> Any:
-    """Return a value as JSON can have it, its texts redacted, and the values of secret names too.
-
-    Numbers, None and booleans stay; what JSON does not know, or what is too deep, is told as text.
+    Its secrets are redacted unless `redact` is False. A value that cannot be told is told by its type.
     """
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if depth < DEPTH:
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return dict(_pair(key, each, depth) for key, each in value.items())
-        if isinstance(value, list | tuple):
-            if len(value) == 2 and isinstance(value[0], str):  # a header
-                return list(_pair(value[0], value[1], depth))
-            return [redact(each, depth + 1) for each in value]
-    return redact_text(value if isinstance(value, str) else str(value))
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except Exception as error:  # noqa: BLE001 - a user's __str__ may raise anything
+        return f"[{type(value).__name__} without text: {type(error).__name__}]"
+    size = len(text)
+    if size > longest:
+        text = text[: longest + _LONGEST_SECRET]
+    if redact:
+        text = redact_text(text)
+    elif not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()  # no exporter takes lone surrogates
+    return text if size <= longest else f"{text[:longest]}... [{size - longest} characters left out]"
 
 
-def _pair(name: str, value: object, depth: int) -> tuple[str, Any]:
-    """Redact a value by its name, too; flags and None tell nothing."""
-    name = redact_text(name)
-    if is_secret_name(name) and value is not None and not isinstance(value, bool):
-        return name, REDACTED
-    return name, redact(value, depth + 1)
+def plain_value(value: object, *, redact: bool = True) -> Any:
+    """Return a value as JSON can have it: texts redacted, and the values of secret names too.
+
+    Numbers, None and booleans stay; what JSON or OTLP does not know, or is too deep, is told as text. What
+    is returned shares nothing with the value. Past `LONGEST` characters the rest is left out. With
+    `redact` False secrets stay.
+    """
+    return value if _is_plain(value) else _Walk(redact=redact).plain(value, 0)
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether JSON and OTLP both have this number, boolean or None."""
+    if isinstance(value, int):  # and bool
+        return -(2**63) <= value < 2**63
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+class _Walk:
+    """One value's way to plain data, and how many characters it may still have."""
+
+    def __init__(self, *, redact: bool) -> None:
+        self._redact = redact
+        self._left = LONGEST
+
+    def plain(self, value: object, depth: int) -> Any:
+        self._left -= _LEAST
+        if _is_plain(value):
+            return value
+        if depth < DEPTH:
+            if isinstance(value, Mapping):
+                return dict(self._pairs(value, depth))
+            if isinstance(value, list | tuple):
+                return list(self._items(value, depth))
+        if self._left <= 0:
+            return LEFT_OUT
+        if isinstance(value, bytes | bytearray):
+            value = bytes(value[:LONGEST])
+        text = plain_text(value, redact=self._redact, longest=self._left)
+        self._left -= len(text)
+        return text
+
+    def _pairs(self, value: Mapping[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
+        for key, each in value.items():
+            if self._left <= 0:
+                yield LEFT_OUT, len(value)
+                return
+            name, secret = _name(key) if self._redact else (plain_text(key, redact=False), False)
+            self._left -= len(name)
+            yield name, self._hidden(each, depth, secret=secret)
+
+    def _items(self, values: list[Any] | tuple[Any, ...], depth: int) -> Iterator[Any]:
+        """Tell a list; after a flag like `--password`, or the name of a header, stands a secret."""
+        secret = False
+        for each in values:
+            if self._left <= 0:
+                yield LEFT_OUT
+                return
+            yield self._hidden(each, depth, secret=secret)
+            secret = (
+                self._redact
+                and isinstance(each, str | bytes)
+                and (len(values) == 2 or each[:1] in ("-", b"-"))
+                and _name(each)[1]
+            )
+
+    def _hidden(self, value: object, depth: int, *, secret: bool) -> Any:
+        """Tell a value, unless it is secret and says more than a flag or None does."""
+        if secret and value is not None and not isinstance(value, bool):
+            return REDACTED
+        return self.plain(value, depth + 1)
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a logger or an attribute, with its secrets redacted; told quickly again."""
+    return _name(name)[0]
+
+
+def _name(key: object) -> tuple[str, bool]:
+    """Return a name, redacted too, and whether what stands under it is a secret."""
+    text = (
+        key.decode("latin-1") if isinstance(key, bytes) else key if isinstance(key, str) else plain_text(key)
+    )
+    return _known_name(text) if len(text) <= _LONGEST_NAME else _judged_name(text)
+
+
+def _judged_name(name: str) -> tuple[str, bool]:
+    told = plain_text(name, longest=_LONGEST_NAME)
+    return told, is_secret_name(told)
+
+
+_known_name = functools.lru_cache(maxsize=1024)(_judged_name)

@@ -44,7 +44,9 @@ from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks
 from llmkg_otel.telemetry.logs import CountingProcessor, LogExport
 from llmkg_otel.telemetry.recent_logs import RecentLogs
+from llmkg_otel.telemetry.secret_text import redact_text
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
+from llmkg_otel.telemetry.variables import check_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -172,8 +174,8 @@ def set_up_telemetry(
 ) -> Telemetry:
     """Return the telemetry of a system: the given providers, else the global ones, else new global ones.
 
-    With both given, no global provider is set. Raises ConfigurationError if an `OTEL_*_EXPORTER` names
-    what does not exist.
+    With both given, no global provider is set. Raises ConfigurationError for an `OTEL_*` variable that cannot
+    be followed, before anything is set.
     """
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if (tracer_provider is None or meter_provider is None) and not disabled:
@@ -217,11 +219,17 @@ def _set_up(signals: Collection[str]) -> None:
         if os.environ.get("OTEL_CONFIG_FILE") and len(signals) == len(_GLOBALS):
             _Configurator().configure()  # type: ignore[no-untyped-call]
         else:
+            check_signals(signals)
             _set_up_from_variables(signals)
-    except RuntimeError as error:  # the SDK's word for an exporter or a generator that does not exist
-        raise ConfigurationError(f"OTEL_* variables: {error}") from None
-    for signal in signals:
-        _lasting.add(_GLOBALS[signal]())
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever an exporter, which may be anybody's, makes of its variables
+        given = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
+        problem = redact_text(f"{type(error).__name__}: {error}")
+        raise ConfigurationError(f"OpenTelemetry cannot be set up from {given}: {problem}") from error
+    finally:
+        for signal in signals:
+            _lasting.add(_GLOBALS[signal]())
 
 
 def _set_up_from_variables(signals: Collection[str]) -> None:

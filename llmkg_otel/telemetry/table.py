@@ -207,8 +207,8 @@ EVENTS = (
     Entry(
         semconv.SHUTDOWN_COMPLETED,
         "INFO",
-        ("state",),
-        "It is over; after the flush, so only local logs have it.",
+        ("state", "report"),
+        "It is over; after the flush, so only local logs have it. `llmkg-otel serve` adds its `report`.",
     ),
     Entry(semconv.ALERT_FIRED, "WARN", ("alert", "severity", "value"), "An alert rule fires."),
     Entry(semconv.ALERT_RESOLVED, "INFO", ("alert", "severity", "value"), "It no longer does."),

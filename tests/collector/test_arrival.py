@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from support.contract_run import ALERT, workload
 from support.sending import PROTOCOLS, Sender, arrived, by_id, sending, words, work
 
+from llmkg_otel.telemetry.logs import LogExport
+from llmkg_otel.telemetry.semconv import INSTRUMENTS
 from llmkg_otel.testing import OtlpReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from support.collector import Collector
 
@@ -42,6 +48,36 @@ async def test_what_arrives_is_what_was_sent(
         sent = sender.metrics()
         assert "llmkg.operation.duration" in sent
         assert backend.wait_until(lambda b: all(b.metric(name) == sent[name] for name in sent))
+
+
+async def test_all_that_the_contract_names_arrives_with_every_attribute_as_it_was_sent(
+    collect: Callable[..., Collector],
+    backend: OtlpReceiver,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = collect("agent.yaml", COLLECTOR_UPSTREAM=backend.endpoint)
+    (tmp_path / "rules.yaml").write_text(ALERT)
+    with (
+        sending(agent, "http") as sender,
+        caplog.at_level(logging.DEBUG, "llmkg_otel"),
+    ):
+        export = LogExport(logger_provider=sender.telemetry.logger_provider)
+        logging.getLogger().addHandler(export)
+        telemetry = replace(sender.telemetry, meter_provider=sender.meter_provider)
+        await workload(telemetry, tmp_path / "rules.yaml")
+        logging.getLogger().removeHandler(export)
+        sender.flush()
+        assert arrived(sender, backend)
+        assert by_id(backend.spans()) == by_id(sender.spans())
+        assert words(backend.logs()) == words(sender.logs())
+        for each in INSTRUMENTS:
+            assert backend.wait_until(partial(has, each.name, set(each.attributes))), each.name
+
+
+def has(name: str, attributes: set[str], backend: OtlpReceiver) -> bool:
+    points = backend.metric(name)
+    return bool(points) and {key for point in points for key, _ in point} == attributes
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -153,6 +153,77 @@ def test_every_metric_label_and_value_of_a_query_is_in_the_contract(uid: str) ->
                     assert set(matcher.value.split("|")) <= set(allowed), expr
 
 
+def labels_of(node: Any) -> set[str]:
+    """Return the labels by which an expression's series differ."""
+    match type(node).__name__:
+        case "AggregateExpr":
+            assert node.modifier is None or "By" in str(node.modifier.type), node
+            return set(node.modifier.labels) if node.modifier else set()
+        case "BinaryExpr":
+            return labels_of(node.lhs) | labels_of(node.rhs)
+        case "ParenExpr":
+            return labels_of(node.expr)
+        case "Call":
+            quantile = {"le"} if node.func.name == "histogram_quantile" else set()
+            return set().union(*map(labels_of, node.args)) - quantile
+        case "NumberLiteral":
+            return set()
+        case "VectorSelector":  # what was scraped: all of its labels but those that the query fixes
+            fixed = {each.name for each in node.matchers.matchers if str(each.op).endswith("Equal")}
+            return ({"instance"} | CONTRACT[node.name].keys()) - fixed
+    raise AssertionError(f"nothing is said of the labels of {node}")
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_a_legend_names_every_label_that_its_series_differ_by_and_a_stat_shows_one_number(uid: str) -> None:
+    for panel in panels(uid):
+        if panel["type"] == "table":
+            continue
+        legends = [target.get("legendFormat", "") for target in panel["targets"]]
+        for target, legend in zip(panel["targets"], legends, strict=True):
+            assert set(re.findall(r"{{(\w+)}}", legend)) == labels_of(parsed(target["expr"])), panel["title"]
+        if panel["type"] == "stat":
+            assert len(legends) == 1
+        elif len(legends) > 1:
+            assert all(legends)
+            assert len(set(legends)) == len(legends), panel["title"]
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_rates_are_over_what_the_scrapes_allow_and_a_window_of_its_own_is_told_of(uid: str) -> None:
+    words = {"5m": "5 minutes"}
+    for panel in panels(uid):
+        for target in panel["targets"]:
+            for window in set(re.findall(r"\[(.*?)\]", target["expr"])) - {"$__rate_interval", "$__range"}:
+                assert window == target["legendFormat"] or words[window] in panel["description"], panel[
+                    "title"
+                ]
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_thresholds_begin_at_nothing_rise_and_have_a_colour_each(uid: str) -> None:
+    for panel in panels(uid):
+        steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", [])
+        if not steps:
+            continue
+        values = [step["value"] for step in steps]
+        assert values[0] is None, panel["title"]
+        assert values[1:] == sorted(set(values[1:])) != [], panel["title"]
+        assert len({step["color"] for step in steps}) == len(steps), panel["title"]
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_a_dashboard_leads_to_the_others_with_the_time_and_the_choice_that_was_made(uid: str) -> None:
+    (link,) = DASHBOARDS[uid]["links"]
+    assert (link["type"], link["tags"], link["includeVars"], link["keepTime"]) == (
+        "dashboards",
+        ["llmkg"],
+        True,
+        True,
+    )
+    assert DASHBOARDS[uid]["tags"] == ["llmkg"]
+
+
 def test_every_metric_of_the_contract_is_on_a_panel() -> None:
     shown = {each.name for uid in DASHBOARDS for expr in expressions(uid) for each in selectors(expr)}
     stems = {re.sub("_(bucket|count|sum)$", "", name) for name in shown}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,13 @@ from support.stores import PROFILE, Store, instrumented
 
 from llmkg_otel import OperationConfig, ProductionConfig, ProductionSystem
 from llmkg_otel.engine.profiles import Method, Profile
-from llmkg_otel.errors import CircuitOpenError, OperationTimeoutError, OverloadedError, RateLimitedError
+from llmkg_otel.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    OperationTimeoutError,
+    OverloadedError,
+    RateLimitedError,
+)
 from llmkg_otel.instrumentation.defaults import completed, unlimited
 
 if TYPE_CHECKING:
@@ -230,26 +235,6 @@ def test_the_system_begins_with_the_first_call_and_ends_with_uninstrumenting() -
     wait_until(lambda: not running(), "the end of the thread")
 
 
-def test_a_forked_process_protects_its_calls_with_a_system_of_its_own() -> None:
-    with instrumented(protect=True, operations={"store_fetch": {"rate_limit": "1/hour"}}):
-        Store().fetch("k")
-        read, write = os.pipe()
-        if (child := os.fork()) == 0:
-            told = []
-            for _ in range(2):
-                try:
-                    told.append(str(Store().fetch("k")))
-                except RateLimitedError:
-                    told.append("limited")
-            told += [thread.name for thread in threading.enumerate() if thread.name == "llmkg-protection"]
-            os.write(write, ",".join(told).encode())
-            os._exit(0)
-        os.waitpid(child, 0)
-        os.close(write)
-        with os.fdopen(read, "rb") as pipe:
-            assert pipe.read() == b"['k'],limited,llmkg-protection"
-
-
 def test_an_engine_that_protects_itself_is_only_told_of() -> None:
     profile = PROFILE.model_copy(update={"protect": False})
     with instrumented(profile, protect=True) as telemetry:
@@ -307,3 +292,39 @@ async def test_uninstrumenting_cuts_no_call_short() -> None:
     assert Store().fetch("other") == ["other"]
     released.set()
     assert await late == ["k"]
+
+
+def test_a_loop_that_is_not_asyncios_runs_async_calls_unprotected_and_a_warning_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def drive(coroutine: Any) -> Any:
+        """Run a coroutine that never waits, as another library's loop would."""
+        with pytest.raises(StopIteration) as ended:
+            coroutine.send(None)
+        return ended.value.value
+
+    async def rows() -> list[int]:
+        return [number async for number in Store().ascan(2)]
+
+    with instrumented(protect=True) as telemetry:
+        assert [drive(Store().afetch("k")) for _ in range(2)] == [["k"]] * 2
+        assert drive(rows()) == [0, 1]
+        with pytest.raises(ConnectionError):
+            Store(failing(1)).afetch("k").send(None)
+        assert Store(failing(1)).fetch("k") == ["k"]
+        assert calls(telemetry) == {"store_fetch": 1}
+        assert len(telemetry.spans("fetch")) == 4
+    assert caplog.text.count("async calls outside of asyncio's tasks") == 1
+
+
+def test_where_no_system_can_be_made_calls_run_unprotected_and_a_warning_says_why_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConfigurationError("OTEL_METRICS_EXPORTER: there is no otpl")
+
+    monkeypatch.setattr("llmkg_otel.instrumentation.protection.ProductionSystem", refuse)
+    with instrumented(protect=True) as telemetry:
+        assert [Store().fetch("k") for _ in range(2)] == [["k"]] * 2
+        assert len(telemetry.spans("fetch")) == 2
+    assert caplog.text.count("calls run unprotected, since no system can be made: OTEL_METRICS_EXPORTER") == 1

@@ -6,12 +6,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support import stores
 from support.stores import PROFILE, Store, instrumented
 
 from llmkg_otel import LLMKGInstrumentor, ProductionConfig
 from llmkg_otel.engine.profiles import PROFILES, Method, Profile, target
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.instrumentation.targets import check_module, public_methods
+from llmkg_otel.testing import captured_telemetry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +41,13 @@ def test_a_misspelt_name_is_an_error_that_names_what_is_there(named: str, messag
     assert dict(vars(Store)) == before
 
 
-@pytest.mark.parametrize("named", ["Store", "support.stores", "support/stores.py:Store", "a:b:c", ":x", "a:"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        *("Store", "support.stores", "support/stores.py:Store", "a:b:c", ":x", "a:", "a:class Store"),
+        *("Übung=a:B", "My=a:B", "=a:B", "x=y=a:B", "a b=a:B"),
+    ],
+)
 def test_a_name_of_another_form_is_a_configuration_error(named: str) -> None:
     with pytest.raises(ConfigurationError, match=r"instrument\.0 = "):
         ProductionConfig(instrument=(named,))
@@ -74,16 +82,103 @@ def test_a_class_that_is_imported_later_is_instrumented_then(
     assert len(telemetry.spans()) == 1
 
 
-def test_a_class_missing_from_a_module_that_is_imported_later_is_an_error_of_the_import(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_class_missing_from_a_module_that_is_imported_later_is_told_and_the_import_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "acme_other.py").write_text("class Memory: pass\n")
+    (tmp_path / "acme_other.py").write_text("class Memory:\n    def recall(self): return 'it'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with (
-        instrumented(Profile(name="memory", classes=("acme_other:Memry",))),
-        pytest.raises(ConfigurationError, match=r"did you mean Memory\?"),
-    ):
-        __import__("acme_other")
+    wrong = Profile(name="wrong", classes=("acme_other:Memry",))
+    right = Profile(name="right", classes=("acme_other:Memory",))
+    with instrumented(wrong, right) as telemetry:
+        assert __import__("acme_other").Memory().recall() == "it"
+        assert [span.name for span in telemetry.spans()] == ["recall"]
+    assert "did you mean Memory?" in caplog.text
+
+
+def test_what_takes_no_attributes_in_a_way_nobody_foresaw_is_told_and_the_import_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "acme_stiff.py").write_text(
+        "class Stiff(type):\n    def __setattr__(cls, name, value): raise RuntimeError('stiff')\n"
+        "class Memory(metaclass=Stiff):\n    def recall(self): return 'it'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with instrumented(Profile(name="stiff", classes=("acme_stiff:Memory",))):
+        assert __import__("acme_stiff").Memory().recall() == "it"
+    assert "acme_stiff:Memory cannot be: RuntimeError('stiff')" in caplog.text
+
+
+def test_from_the_environment_what_is_wrong_with_one_class_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(
+        "LLMKG_INSTRUMENT", "zzzzqq:Engine,support.stores:Stor,re:Pattern,support.stores:Store"
+    )
+    with captured_telemetry() as telemetry:
+        LLMKGInstrumentor().instrument(
+            tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider
+        )
+        Store().fetch("k")
+        LLMKGInstrumentor().uninstrument()
+        assert [span.name for span in telemetry.spans()] == ["fetch"]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0].split("(")[0] for line in told] == [
+        "llmkg-otel: instrument: there is no module zzzzqq",
+        "llmkg-otel: instrument: there is no class Stor in support.stores",
+        "llmkg-otel: instrument: re:Pattern is a class of C code that takes no subclass ",
+    ]
+
+
+def test_from_the_environment_a_configuration_that_is_wrong_is_told_and_the_program_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLMKG_INSTRUMENT", "Store")
+    before = dict(vars(Store))
+    LLMKGInstrumentor().instrument()
+    LLMKGInstrumentor().uninstrument()
+    assert dict(vars(Store)) == before
+    assert "llmkg-otel: instrument.0 = 'Store': a class is given as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        (
+            "support.stores:Übung",
+            r"gives 'übung', which is no name .*: name it yourself, as in LLMKG_INSTRUMENT=",
+        ),
+        (f"support.stores:{'Long' * 20}", r"gives 'long_long_.*63 at most"),
+        (
+            "support.stores:Rdflib",
+            r"Rdflib and rdflib\.graph:Graph would both be rdflib, .*\"my_rdflib=support",
+        ),
+        ("support.stores:Store,array:Store", r"array:Store and support\.stores:Store would both be store"),
+        (
+            "store=support.stores:Loud,support.stores:Store",
+            "Store and support.stores:Loud would both be store",
+        ),
+    ],
+)
+def test_a_class_whose_name_cannot_name_an_engine_or_names_another_is_an_error_that_says_what_to_do(
+    named: str, problem: str
+) -> None:
+    before = dict(vars(Store))
+    with pytest.raises(ConfigurationError, match=problem):
+        LLMKGInstrumentor().instrument(config=ProductionConfig(instrument=named))
+    assert dict(vars(Store)) == before
+
+
+def test_classes_that_are_named_by_the_user_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exercise:
+        def fetch(self) -> str:
+            return "exercise"
+
+    monkeypatch.setattr(stores, "Übung", Exercise, raising=False)
+    named = "support.stores:Store,exercise=support.stores:Übung,support.stores:Store"
+    with instrumented(instrumentation={"profiles": ()}, instrument=named) as telemetry:
+        assert (Store().fetch("k"), Exercise().fetch()) == (["k"], "exercise")
+        systems = [(span.attributes or {})["db.system.name"] for span in telemetry.spans()]
+    assert systems == ["store", "exercise"]
 
 
 def test_a_module_beside_the_program_is_found_before_the_path_has_it(

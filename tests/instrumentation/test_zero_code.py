@@ -118,16 +118,49 @@ retry: {base_delay_ms: 0, max_delay_ms: 0, max_retries: 1}
 
 
 @pytest.mark.parametrize(
-    ("named", "message", "runs"),
+    ("named", "message"),
     [
-        ("acme_memry:Memory", "no module acme_memry; did you mean acme_memory?", True),
-        ("acme_memory:Memry", "did you mean Memory?", False),
+        ("other=acme_memry:Memory", "no module acme_memry; did you mean acme_memory?"),
+        ("acme_memory:Memry", "did you mean Memory?"),
     ],
 )
-def test_a_misspelt_class_is_told_in_words(tmp_path: Path, named: str, message: str, runs: bool) -> None:
-    done = run(tmp_path, LLMKG_INSTRUMENT=named)
-    assert message in done.stderr
-    assert (done.returncode == 0) == runs
+def test_a_misspelt_class_is_told_in_words_and_the_others_and_the_program_go_on(
+    tmp_path: Path, named: str, message: str
+) -> None:
+    targets = {"LLMKG_INSTRUMENT": f"{named},acme_memory:Memory"}
+    harmless = {"LLMKG_OPERATIONS__MEMORY_RECALL__IDEMPOTENT": "true"}
+    done = run(tmp_path, **RETRY | targets | harmless)
+    assert done.stdout == "all about Ada\n", done.stderr
+    assert done.stderr.count(message) == 1
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        {"LLMKG_OPERATIONS__MEMORY_RECALLALL__IDEMPOTENT": "true"},
+        {"LLMKG_OPERATIONS": '{"memory_recallAll": {"idempotent": true}}'},
+    ],
+)
+def test_an_operation_with_capitals_in_its_name_is_configured_by_variables(
+    tmp_path: Path, variable: dict[str, str]
+) -> None:
+    app = """
+from acme_memory import Memory
+class Memories(Memory):
+    def recallAll(self):
+        if self.broken:
+            self.broken -= 1
+            raise ConnectionError("not now")
+        return "all"
+"""
+    (tmp_path / "acme_memories.py").write_text(app)
+    use = "from acme_memories import Memories\nmine = Memories()\nmine.broken = 2\nprint(mine.recallAll())"
+    targets = {"LLMKG_INSTRUMENT": "memory=acme_memories:Memories"}
+    with OtlpReceiver() as receiver:
+        done = run(tmp_path, use, **RETRY | targets | variable, **receiver.environment())
+        names = {dict(each)["name"] for each in receiver.metric("llmkg.circuit_breaker.status")}
+    assert done.stdout == "all\n", done.stderr
+    assert names & {"memory_recallall", "memory_recallAll"} == {"memory_recallAll"}
 
 
 def test_a_process_ends_in_time_though_a_thread_of_it_never_comes_back(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from llmkg_otel.errors import (
     OperationTimeoutError,
     RateLimitedError,
 )
-from llmkg_otel.recovery.backoff import backoff_seconds, is_retryable, retry_after_seconds
+from llmkg_otel.recovery.backoff import backoff_seconds
+from llmkg_otel.recovery.failures import is_retryable, retry_after_seconds
 
 DELAYS = st.one_of(st.just(0.0), st.floats(1e-3, 1e6))
 

@@ -60,7 +60,7 @@ class CallsMachine(RuleBasedStateMachine):
         config = policies(CircuitBreakerConfig(failure_threshold=2, recovery_timeout=4, success_threshold=2))
         self.exits = ExitStack()
         stopped = SimpleNamespace(monotonic=self.clock)
-        for module in ("call", "pipeline"):
+        for module in ("call", "attempt"):
             self.exits.enter_context(patch(f"llmkg_otel.{module}.time", stopped))
         telemetry = self.exits.enter_context(captured_telemetry())
         self.runner = self.exits.enter_context(asyncio.Runner())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def test_a_fifth_of_the_calls_in_flight_may_be_retrying_and_three_always(in_flig
     assert budget.usage == allowed
 
 
-@given(st.lists(st.one_of(st.sampled_from(["take", "give"]), st.integers(0, 100))))
+@given(st.lists(st.one_of(st.sampled_from(["take", "keep", "give"]), st.integers(0, 100))))
 def test_a_place_is_given_exactly_while_fewer_retries_run_than_are_allowed(steps: list[str | int]) -> None:
     in_flight = used = 0
     budget = RetryBudget(lambda: in_flight)
@@ -38,6 +39,10 @@ def test_a_place_is_given_exactly_while_fewer_retries_run_than_are_allowed(steps
             free = used < max(3, in_flight // 5)
             assert budget.try_acquire() is free
             used += free
+        elif step == "keep" and used:
+            kept = used <= max(3, in_flight // 5)
+            assert budget.keep() is kept
+            used -= not kept
         elif used:
             budget.release()
             used -= 1
@@ -112,3 +117,49 @@ async def test_calls_that_wait_for_a_permit_allow_no_retries(
     release.set()
     await asyncio.gather(*calls, return_exceptions=True)
     assert system.retry_budget.usage == 0
+
+
+async def test_calls_that_retry_give_their_places_back_when_the_healthy_ones_have_gone(
+    make_system: Callable[..., ProductionSystem],
+) -> None:
+    """20 of 100 may retry; of those only, as they leave, ever fewer, down to 3."""
+    system = make_system(
+        resources=ResourceLimits(max_concurrent_operations=100),
+        retry=RetryConfig(max_retries=2, base_delay_ms=0, max_delay_ms=0),
+        circuit_breaker=CircuitBreakerConfig(failure_threshold=1000),
+    )
+    healthy, second, third = asyncio.Event(), asyncio.Event(), 0
+    attempts: Counter[int] = Counter()
+
+    async def works() -> None:
+        await healthy.wait()
+
+    async def fails(number: int) -> None:
+        nonlocal third
+        attempts[number] += 1
+        if attempts[number] == 2:
+            await second.wait()
+        third += attempts[number] == 3
+        raise ConnectionRefusedError
+
+    async def call(number: int) -> None:
+        await system.execute_protected_operation("op", lambda: fails(number))
+
+    async with asyncio.TaskGroup() as tasks:
+        good = [tasks.create_task(system.execute_protected_operation("op", works)) for _ in range(80)]
+        await wait_until(lambda: system.calls.by_operation().get("op") == 80)
+        failing = [asyncio.create_task(call(number)) for number in range(20)]
+        await wait_until(lambda: sum(attempts.values()) == 40)
+        assert system.retry_budget.usage == 20
+        healthy.set()
+        await asyncio.gather(*good)
+        second.set()
+        await asyncio.gather(*failing, return_exceptions=True)
+    assert third == 3
+    (op,) = system.operations
+    assert op.retry.calls == {"budget_exhausted": 17, "exhausted": 3}
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - several calls make it true together
+        await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RetryConfig
-from llmkg_otel.recovery.backoff import retry_after_seconds
+from llmkg_otel.recovery.failures import retry_after_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from concurrent.futures import Future
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +20,9 @@ from llmkg_otel.errors import (
     InvalidInputError,
     OperationTimeoutError,
 )
+from llmkg_otel.recovery.fleet import Permission
 from llmkg_otel.recovery.patience import Usual, patience_seconds
+from llmkg_otel.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -313,3 +318,78 @@ async def test_a_rung_that_is_cancelled_from_within_gives_way_to_the_next(system
     ladder = {"one": cancelled, "two": lambda: "of yesterday"}
     assert await system.execute_protected_operation("op", fails, fallbacks=ladder) == "of yesterday"
     assert system.execute_protected_operation_sync("op", fails, fallbacks=ladder) == "of yesterday"
+
+
+class Lending:
+    """A fleet that lends its probe as `lend` says; keeps what is given back."""
+
+    def __init__(self, lend: Callable[[Future[Permission | None]], object]) -> None:
+        self.lend = lend
+        self.given_back: list[int] = []
+        self.met: Future[None] = Future()
+        self.met.set_result(None)
+
+    def request_probe(self) -> Future[Permission | None]:
+        answer: Future[Permission | None] = Future()
+        self.lend(answer)
+        return answer
+
+    def opened(self, token: int | None) -> None: ...
+
+    def closed(self, token: int | None) -> None: ...
+
+    def succeeded(self, token: int) -> None: ...
+
+    def released(self, token: int) -> None:
+        self.given_back.append(token)
+
+
+class Asking:
+    """A system whose circuit is about to ask the fleet for a probe, and a call with 15 ms of time."""
+
+    def __init__(self, make_system: MakeSystem, fleet: Lending, *, sync: bool) -> None:
+        breaker = CircuitBreakerConfig(failure_threshold=1, recovery_timeout=0.001)
+        self.system = make_system(circuit_breaker=breaker, retry=RetryConfig(max_retries=0))
+        self.sync, self.entered = sync, 0
+        with suppress(ConnectionRefusedError):
+            self.system.execute_protected_operation_sync("op", self.operation)
+        self.system.circuit_breaker("op").fleet = fleet
+
+    def operation(self) -> None:
+        self.entered += 1
+        raise ConnectionRefusedError
+
+    async def call(self) -> None:
+        await asyncio.sleep(0.002)  # then the circuit's recovery_timeout is over
+        if self.sync:
+            self.system.execute_protected_operation_sync("op", self.operation, timeout_seconds=0.015)
+        else:
+            await self.system.execute_protected_operation("op", self.operation, timeout_seconds=0.015)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_call_asks_for_a_probe_no_longer_than_it_has_time(
+    make_system: MakeSystem, *, sync: bool
+) -> None:
+    answers: list[Future[Permission | None]] = []
+    asking = Asking(make_system, Lending(answers.append), sync=sync)
+    with pytest.raises(CircuitOpenError):
+        await asking.call()
+    assert [answer.cancelled() for answer in answers] == [True]
+    assert asking.entered == 1
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_probe_that_comes_when_the_time_is_over_is_given_back_and_not_sent(
+    make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch, *, sync: bool
+) -> None:
+    def lend(answer: Future[Permission | None]) -> None:
+        clock = SimpleNamespace(monotonic=FakeClock(time.monotonic() + 1))
+        monkeypatch.setattr("llmkg_otel.attempt.time", clock)
+        answer.set_result(Permission(7))
+
+    fleet = Lending(lend)
+    asking = Asking(make_system, fleet, sync=sync)
+    with pytest.raises(OperationTimeoutError, match="total deadline"):
+        await asking.call()
+    assert (asking.entered, fleet.given_back) == (1, [7])

@@ -171,7 +171,7 @@ def test_a_call_takes_one_place_of_the_budget_for_all_its_retries(sync: bool) ->
 
 def test_a_call_within_a_call_makes_one_attempt_so_that_retries_do_not_multiply(sync: bool) -> None:
     world = World(sync=sync)
-    world.call.nested = True
+    world.call.parent = Call("outer", 60.0)
     assert raised(world, DOWN) is DOWN
     assert world.ended("not_retryable", attempts=0)
 

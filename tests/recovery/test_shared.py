@@ -76,6 +76,21 @@ async def test_the_first_calls_of_an_operation_wait_50_ms_at_most_for_the_fleets
         redis_server.resume()
 
 
+async def test_no_first_call_waits_longer_than_it_has_time(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make()
+    redis_server.pause()
+    late = CircuitBreaker("late", CircuitBreakerConfig(), Seen())
+    late.fleet = one.circuits.join(late)
+    started = time.monotonic()
+    for _ in range(20):
+        await late.admit(0.001)
+        await asyncio.to_thread(late.admit_sync, 0.001)
+    assert time.monotonic() - started < 40 * FLEET_SECONDS / 2
+    redis_server.resume()
+
+
 async def test_a_closed_circuit_of_the_fleet_is_asked_for_once(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:

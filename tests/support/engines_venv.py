@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 APPS = ROOT / "tests" / "instrumentation" / "apps"
-BIN = Path(os.environ.get("LLMKG_TEST_ENGINES", ROOT / ".venv-engines")).absolute() / "bin"
+BIN = Path(os.environ.get("TEST_ENGINES_VENV", ROOT / ".venv-engines")).absolute() / "bin"
 
 needs_engines = pytest.mark.skipif(
     not (BIN / "python").exists(), reason="the engines are not installed (make engines)"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
-import threading
-import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -27,29 +24,18 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.semconv._incubating.attributes import db_attributes as incubating_db_attributes
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, mcp_attributes
+from opentelemetry.semconv._incubating.metrics import db_metrics as incubating_db_metrics
+from opentelemetry.semconv._incubating.metrics import mcp_metrics
+from opentelemetry.semconv.attributes import db_attributes, error_attributes
+from opentelemetry.semconv.metrics import db_metrics
+from opentelemetry.trace import SpanKind
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
-from support.calls import failing_first
+from support.contract_run import ALERT, OPERATIONS, TOOLS, USER, workload
+from support.servers import Servers
 
 from llmkg_otel.alerting.rules import RecordingRule, load_default_rules
-from llmkg_otel.config import (
-    AlertingConfig,
-    CheckpointConfig,
-    CircuitBreakerConfig,
-    CircuitSharingConfig,
-    HealthCheckConfig,
-    LoadSheddingConfig,
-    MonitoringConfig,
-    NotifyConfig,
-    OperationConfig,
-    ProductionConfig,
-    RateLimitConfig,
-    RateLimitRule,
-    RetryConfig,
-    ShutdownConfig,
-)
-from llmkg_otel.errors import LlmkgOtelError
-from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.system import ProductionSystem
 from llmkg_otel.telemetry import semconv
 from llmkg_otel.telemetry.logs import LogExport
@@ -70,20 +56,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
 
-USER = "user-7f3a-planted"
-OPERATIONS = {"steady", "flaky", "doomed", "narrow", "limited", "laddered", "overdue", "connected"}
-SERVERS = "tools/call steady"
-ELSEWHERE = {"mcp.server.operation.duration", "db.client.operation.duration"}
-"""By the MCP server and by auto-instrumentation, which have tests of their own."""
-ALERT = """
-groups:
-  - name: planted
-    rules:
-      - alert: Planted
-        expr: llmkg_health_status{component="engine",state="pass"} == 1
-        labels: {severity: warning}
-"""
 BY_NAME = {instrument.name: instrument for instrument in INSTRUMENTS}
+LINE = {"timestamp", "level", "logger", "message", "event"}
+"""What every line of the log on stderr has."""
 
 
 class Exported(NamedTuple):
@@ -94,167 +69,6 @@ class Exported(NamedTuple):
     logs: list[ReadableLogRecord]
     prometheus: str
     otlp: OtlpReceiver
-
-
-def configuration(rule_file: Path) -> ProductionConfig:
-    once = RateLimitRule(requests_per_second=1e-3, burst_capacity=1)
-    return ProductionConfig(
-        rate_limiting=RateLimitConfig(
-            per_user=RateLimitRule(requests_per_second=1000),
-            storage_uri=SecretStr("redis://127.0.0.1:1/0"),  # nobody there
-        ),
-        retry=RetryConfig(max_retries=1, base_delay_ms=0, max_delay_ms=0),
-        circuit_breaker=CircuitBreakerConfig(failure_threshold=2),
-        circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr("redis://127.0.0.1:1/0")),  # nobody there
-        monitoring=MonitoringConfig(
-            log_level="debug", alert_check_interval_seconds=1000, enable_performance_tracking=True
-        ),
-        alerting=AlertingConfig(
-            rule_files=(rule_file,),
-            notify={"nobody": NotifyConfig(url=SecretStr("http://127.0.0.1:1"), max_retries=0)},
-        ),
-        health=HealthCheckConfig(failure_threshold=1),
-        load_shedding=LoadSheddingConfig(mode="shadow"),
-        checkpoint=CheckpointConfig(directory=rule_file.parent / "checkpoints"),
-        shutdown=ShutdownConfig(lame_duck_seconds=0, graceful_timeout_seconds=0.05),
-        operations={
-            "limited": OperationConfig(rate_limit=once),
-            "narrow": OperationConfig(max_concurrent=1),
-            "overdue": OperationConfig(circuit_breaker=CircuitBreakerConfig(timeout=0.001)),
-        },
-    )
-
-
-class Engine:
-    """Pings until it is told not to."""
-
-    broken = False
-
-    async def backup(self, dest: Path) -> None:
-        await asyncio.to_thread(dest.write_text, "all that is known")
-
-    async def ping(self) -> None:
-        if self.broken:
-            raise ConnectionError("no route")
-
-
-async def workload(telemetry: CapturedTelemetry, rule_file: Path) -> str:
-    engine = Engine()
-    system = ProductionSystem(
-        engine,
-        configuration(rule_file),
-        tracer_provider=telemetry.tracer_provider,
-        meter_provider=telemetry.meter_provider,
-    )
-
-    async def call(name: str, operation: Callable[[], Any]) -> None:
-        with suppress(ConnectionError, LlmkgOtelError):
-            await system.execute_protected_operation(
-                name, operation, user_id=USER, correlation_id="correlated-1"
-            )
-
-    await system.start()
-    system.alerts._loop.run_once()
-    for channel in system.alerts._channels:
-        channel.stop()
-    engine.broken = True
-    await system.health.run_once()
-    system.alerts._loop.run_once()
-
-    def fails() -> None:
-        raise ConnectionError(f"{USER} is not known here")
-
-    await call("steady", lambda: None)
-    await call("flaky", failing_first(lambda: None))
-    for _ in range(2):
-        await call("doomed", fails)
-        await call("limited", lambda: None)
-    assert system.load_shedding is not None
-    system.load_shedding._told = 100  # so that its limit has moved
-    await wait_for_a_connection(system, call)
-    await enrich(system)
-    await fall_back(system, fails)
-    overrun(system)
-    block_the_loop(system)
-    turn = threading.Event()
-    first = asyncio.create_task(call("narrow", turn.wait))
-    await asyncio.sleep(0)
-    second = asyncio.create_task(call("narrow", lambda: None))
-    await asyncio.sleep(0)
-    turn.set()
-    await asyncio.gather(first, second)
-    system.resources.observe(ResourceUsage(memory=1e15))
-    await call("steady", lambda: None)
-    system.resources.observe(ResourceUsage(memory=1e6))
-    break_telemetry_once(telemetry)
-    await call("steady", lambda: None)
-    text = system.get_prometheus_metrics()
-
-    hanging = asyncio.create_task(call("steady", asyncio.Event().wait))
-    await asyncio.sleep(0)
-    await system.shutdown()
-    await asyncio.wait({hanging})
-    await call("steady", lambda: None)
-    return text
-
-
-async def fall_back(system: ProductionSystem, fails: Callable[[], Any]) -> None:
-    rungs: dict[str, Callable[[], None]] = {"broken": fails, "cached": lambda: None}
-    await system.execute_protected_operation("laddered", fails, fallbacks=rungs)
-
-
-async def nothing() -> None:
-    """Succeed."""
-
-
-async def enrich(system: ProductionSystem) -> None:
-    """Serve a call inside a server's span, which covers it."""
-    with system.telemetry.tracer().start_as_current_span(SERVERS):
-        await system.execute_protected_operation("steady", nothing, enrich_current_span=True)
-
-
-async def wait_for_a_connection(system: ProductionSystem, call: Callable[..., Any]) -> None:
-    """Let a call wait in vain for the one connection that there is."""
-    pool = system.add_connection_pool(
-        "store", object, close=lambda _connection: None, max_size=1, acquire_timeout=0.01
-    )
-
-    async def connect() -> None:
-        async with pool.connection():
-            pass
-
-    async with pool.connection():
-        await call("connected", connect)
-    await call("connected", connect)
-
-
-def overrun(system: ProductionSystem) -> None:
-    """Let a sync operation return after its time."""
-    system.execute_protected_operation_sync("overdue", lambda: time.sleep(0.002))
-
-
-def block_the_loop(system: ProductionSystem) -> None:
-    """Let the watchdog see a heart that has not beaten for a minute."""
-    assert system.heartbeat._last is not None
-    system.heartbeat._last -= 60
-    system._watchdog.look()
-
-
-def break_telemetry_once(telemetry: CapturedTelemetry) -> None:
-    errors: Iterator[Exception] = iter([OSError("an exporter's own")])
-
-    def on_end(_span: object) -> None:
-        for error in errors:
-            raise error
-
-    broken: Any = SimpleNamespace(
-        on_start=lambda *_args, **_kwargs: None,
-        _on_ending=lambda _span: None,
-        on_end=on_end,
-        force_flush=lambda _milliseconds: True,
-        shutdown=lambda: None,
-    )
-    telemetry.tracer_provider.add_span_processor(broken)
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +97,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
         yield Exported(collected, telemetry.spans(), telemetry.logs(), prometheus, receiver)
         logging.getLogger().removeHandler(export)
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Return the lines that `llmkg-otel serve` logs in a short life."""
+    servers = Servers(tmp_path_factory.mktemp("server"))
+    try:
+        server = servers.start()
+        assert server.terminate() == 0
+    finally:
+        servers.kill_remaining()
+    return [json.loads(line) for line in server.log.read_text().splitlines()]
 
 
 def send_to(receiver: OtlpReceiver, telemetry: CapturedTelemetry) -> Callable[[], None]:
@@ -322,13 +148,13 @@ def test_every_metric_is_in_the_contract_with_its_kind_unit_and_description(expo
 
 
 def test_every_metric_of_the_contract_is_emitted(exported: Exported) -> None:
-    assert {metric.name for metric in exported.metrics if points(metric)} == BY_NAME.keys() - ELSEWHERE
+    assert {metric.name for metric in exported.metrics if points(metric)} == BY_NAME.keys()
 
 
 def test_attributes_are_text_with_the_contracts_keys_and_values(exported: Exported) -> None:
     for metric in exported.metrics:
         allowed = BY_NAME[metric.name].attributes
-        optional = {"error.type", "llmkg.fallback.name"} & set(allowed)
+        optional = {"error.type", "llmkg.fallback.name", semconv.TOOL_NAME} & set(allowed)
         for _, attributes in points(metric):
             assert set(allowed) - optional <= set(attributes) <= set(allowed), metric.name
             for key, value in attributes.items():
@@ -341,7 +167,7 @@ def test_every_attribute_of_the_contract_is_emitted(exported: Exported) -> None:
     for metric in exported.metrics:
         for _, attributes in points(metric):
             seen.setdefault(metric.name, set()).update(attributes)
-    assert seen == {name: set(each.attributes) for name, each in BY_NAME.items() if name not in ELSEWHERE}
+    assert seen == {name: set(each.attributes) for name, each in BY_NAME.items()}
 
 
 def test_over_otlp_the_same_metrics_spans_and_events_arrive(exported: Exported) -> None:
@@ -400,7 +226,12 @@ def test_names_in_attributes_are_those_of_configuration_and_code(exported: Expor
     assert seen["error.type"] == {
         *("ConnectionError", "circuit_open", "rate_limited", "resource_exhausted"),
         *("cancelled", "draining", "OSError", "ConnectionRefusedError", "permit_timeout"),
+        *("invalid_input", "NotFoundError"),
     }
+    assert seen[semconv.TOOL_NAME] == {*TOOLS, semconv.OTHER}
+    assert seen[semconv.MCP_METHOD] >= {"tools/list", "tools/call"}
+    assert seen[semconv.DB_SYSTEM] == {"sqlite"}
+    assert seen[semconv.DB_OPERATION] == {"search"}
 
 
 def test_durations_have_the_contracts_buckets(exported: Exported) -> None:
@@ -426,19 +257,43 @@ def test_a_status_metric_has_one_point_per_state_and_one_of_them_is_1(exported: 
             assert sorted(map(str, states.values())) == ["0"] * (len(states) - 1) + ["1"]
 
 
+def ours(exported: Exported) -> list[ReadableSpan]:
+    return [span for span in exported.spans if scope_of(span) == semconv.METER_NAME]
+
+
+def enriched(exported: Exported) -> dict[str, ReadableSpan]:
+    """Return FastMCP's spans of calls, by the tool."""
+    spans = [span for span in exported.spans if scope_of(span) == "fastmcp" and span.kind is SpanKind.SERVER]
+    return {span.name.removeprefix("tools/call "): span for span in spans}
+
+
+def scope_of(span: ReadableSpan) -> str:
+    return span.instrumentation_scope.name if span.instrumentation_scope else ""
+
+
+def documented(span: ReadableSpan) -> str:
+    """Return what the documentation calls a span of ours."""
+    if span.kind is SpanKind.CLIENT:
+        return "{method}"
+    if span.name.startswith(f"{semconv.SHUTDOWN_SPAN}."):
+        return f"{semconv.SHUTDOWN_SPAN}.{{phase}}"
+    return "{operation}" if span.name in OPERATIONS else span.name
+
+
 def test_every_span_is_in_the_documentation_and_is_emitted_with_all_its_attributes(
     exported: Exported,
 ) -> None:
+    kinds = {entry.name: entry.kind for entry in SPANS}
     seen: dict[str, set[str]] = {}
-    for span in exported.spans:
-        name = "{operation}" if span.name in OPERATIONS | {SERVERS} else span.name
-        phase = name.startswith(f"{semconv.SHUTDOWN_SPAN}.")
-        name = f"{semconv.SHUTDOWN_SPAN}.{{phase}}" if phase else name
+    for span in ours(exported):
+        name = documented(span)
         seen.setdefault(name, set()).update(span.attributes or {})
-        assert span.kind.name == "INTERNAL"
+        assert span.kind.name == kinds[name]
         assert span.end_time is not None
-    by_instrumentation = "{method}"
-    assert seen == {e.name: set(e.attributes) for e in SPANS if e.name != by_instrumentation}
+    theirs = {tool: set(span.attributes or {}) for tool, span in enriched(exported).items()}
+    for tool in TOOLS:
+        seen["{operation}"] |= theirs[tool] - theirs["no_such_tool"]  # which nobody has enriched
+    assert seen == {entry.name: set(entry.attributes) for entry in SPANS}
     assert {span.name for span in exported.spans} >= OPERATIONS
 
 
@@ -446,19 +301,42 @@ def test_every_event_of_a_span_is_in_the_documentation_and_is_emitted_with_its_a
     exported: Exported,
 ) -> None:
     seen: dict[str, set[str]] = {}
-    for span in exported.spans:
+    for span in ours(exported):
         for event in span.events:
-            assert span.name in OPERATIONS
+            assert documented(span) == "{operation}"
             seen.setdefault(event.name, set()).update(event.attributes or {})
     assert seen == {entry.name: set(entry.attributes) for entry in SPAN_EVENTS}
+    theirs = {event.name for span in enriched(exported).values() for event in span.events}
+    assert {name for name in theirs if name.startswith("llmkg.")} <= seen.keys()
 
 
-def test_every_event_is_in_the_documentation_and_is_emitted_with_its_attributes(exported: Exported) -> None:
+def test_every_event_is_in_the_documentation_and_is_emitted_with_its_attributes(
+    exported: Exported, logged: list[Any]
+) -> None:
     ids = {semconv.OPERATION_NAME, semconv.CORRELATION_ID}
     seen: dict[str, set[str]] = {}
     for record in (entry.log_record for entry in exported.logs if entry.log_record.event_name):
         seen.setdefault(record.event_name or "", set()).update(set(record.attributes or {}) - ids)
+    for line in logged:
+        if "event" in line:
+            seen.setdefault(line["event"], set()).update(set(line) - LINE)
     assert seen == {entry.name: set(entry.attributes) for entry in EVENTS}
+
+
+def test_a_record_that_is_no_event_has_no_attributes_of_ours_but_the_ids(exported: Exported) -> None:
+    ids = {semconv.OPERATION_NAME, semconv.CORRELATION_ID}
+    told = {f"code.{each}" for each in ("file.path", "function.name", "line.number")}
+    told |= {f"exception.{each}" for each in ("type", "message", "stacktrace")}
+    plain = [entry.log_record for entry in exported.logs if not entry.log_record.event_name]
+    assert plain
+    for record in plain:
+        assert set(record.attributes or {}) <= ids | told, record.body
+
+
+def test_a_real_servers_own_log_has_no_attributes_beside_those_of_its_events(logged: list[Any]) -> None:
+    attributes = {entry.name: set(entry.attributes) for entry in EVENTS}
+    for line in logged:
+        assert set(line) - LINE <= attributes.get(line.get("event"), set()), line
 
 
 def test_records_inside_a_call_tell_which(exported: Exported) -> None:
@@ -483,10 +361,43 @@ def test_the_users_id_is_nowhere(exported: Exported) -> None:
 
 def test_prometheus_names_are_those_of_the_documentation(exported: Exported) -> None:
     families = {line.split()[2] for line in exported.prometheus.splitlines() if line.startswith("# TYPE")}
-    ours = {family for family in families if family.startswith("llmkg_")}
     only_in_a_shutdown = {semconv.SHUTDOWN_PHASE_DURATION.name, semconv.SHUTDOWN_OPERATIONS.name}
-    now = [i for i in INSTRUMENTS if i.name.startswith("llmkg.") and i.name not in only_in_a_shutdown]
-    assert ours == {prometheus_name(instrument) for instrument in now}
+    now = [instrument for instrument in INSTRUMENTS if instrument.name not in only_in_a_shutdown]
+    assert families - {"target_info"} == {prometheus_name(instrument) for instrument in now}
+
+
+class Conventions:
+    """A meter that notes what the semantic conventions' own functions create on it."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, tuple[str, str]] = {}
+        for module in (db_metrics, incubating_db_metrics, mcp_metrics):
+            for name in dir(module):
+                if name.startswith("create_"):
+                    getattr(module, name)(self)
+
+    def __getattr__(self, create: str) -> Callable[..., None]:
+        def note(name: str, description: str, unit: str) -> None:
+            assert description
+            self.units[name] = create.removeprefix("create_"), unit
+
+        return note
+
+
+def test_what_is_not_in_our_own_namespace_is_as_the_semantic_conventions_have_it() -> None:
+    units = Conventions().units
+    theirs = [each for each in INSTRUMENTS if not each.name.startswith("llmkg.")]
+    assert len(theirs) == 9
+    for each in theirs:
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", each.kind.removeprefix("Observable")).lower()
+        assert units[each.name] == (kind, each.unit), each.name
+    modules = (db_attributes, incubating_db_attributes, error_attributes, mcp_attributes, gen_ai_attributes)
+    known = {value for module in modules for value in vars(module).values() if isinstance(value, str)}
+    named = {attribute for span in SPANS for attribute in span.attributes}
+    named |= {attribute for instrument in INSTRUMENTS for attribute in instrument.attributes}
+    dotted = {attribute for attribute in named if "." in attribute and not attribute.startswith("llmkg.")}
+    assert dotted <= known
+    assert len(dotted) == 9
 
 
 def test_the_documentation_page_is_current() -> None:

@@ -155,12 +155,12 @@ def test_a_child_that_ends_as_programs_do_waits_for_nothing() -> None:
 
 def test_the_lines_that_a_child_logs_are_written() -> None:
     code = """
-        from llmkg_otel.telemetry.logs import JsonLogs
-        with JsonLogs("info") as logs:
+        from llmkg_otel.telemetry import logs
+        with logs.JsonLogs("info") as written:
             def log():
                 logging.getLogger("child").warning("from the child")
-                logs._finish()
-            with held_by_another_thread(logs._records.mutex):
+                written._lines.flush()
+            with held_by_another_thread(written._lines.lock, logs._drop_lock):
                 in_a_fork(log)
             logging.getLogger("parent").warning("from the parent")
         told()

@@ -85,11 +85,22 @@ def test_an_exception_is_there_with_its_traceback() -> None:
     assert "exception" not in logged(lambda logger: logger.error("failed", exc_info=True))[0]  # noqa: LOG014 - on purpose
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, [math.nan], {1, 2}, {(1,): 2}, object(), "\u2028 ünï"])
-def test_whatever_an_attribute_is_the_line_is_valid_json(value: object) -> None:
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (math.nan, "nan"),
+        ([math.inf], ["inf"]),
+        (2**63, "9223372036854775808"),
+        ({1}, "{1}"),
+        ({(1,): 2}, {"(1,)": 2}),
+        (io.SEEK_SET, 0),
+        ("\u2028 ünï \x9b", "\u2028 ünï \x9b"),
+    ],
+)
+def test_whatever_an_attribute_is_the_line_is_valid_json(value: object, told: object) -> None:
     (line,) = logged(lambda logger: logger.info("odd", extra={"value": value}))
     assert line["message"] == "odd"
-    assert line["value"] == value if isinstance(value, str) else isinstance(line["value"], str)
+    assert line["value"] == told
 
 
 async def test_inside_a_call_a_line_has_its_operation_and_ids(
@@ -225,17 +236,6 @@ def test_a_burst_that_no_collector_takes_blocks_no_caller_and_is_counted(
     assert points == dropped_records()
     assert dropped >= 5_000 - 100 - 10
     assert len(exporter.get_finished_logs()) == 5_000 - dropped
-
-
-def test_a_record_that_cannot_be_exported_is_no_error_for_who_logs_it(
-    telemetry: CapturedTelemetry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[object] = []
-    with exporting_to(telemetry.logger_provider) as export:
-        monkeypatch.setattr(export, "handleError", told.append)
-        export.handle(logging.makeLogRecord({"name": "engine", "msg": "%d", "args": ("no number",)}))
-    assert len(told) == 1
-    assert telemetry.logs() == []
 
 
 async def test_an_exported_record_has_the_ids_of_its_call_and_none_of_the_lines(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -185,6 +187,104 @@ def test_a_name_of_two_types_is_left_out_once_and_told_of(
     ]
 
 
+def one_series(reading: Reading, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+    """Return the values of a name by labels; fails for a series that comes twice."""
+    found: dict[tuple[tuple[str, str], ...], float] = {}
+    for sample in reading.collected.collect().named(name):
+        key = tuple(sorted(sample.labels.items()))
+        assert key not in found, (name, key)
+        found[key] = sample.value
+    return found
+
+
+def test_an_empty_label_is_none_and_what_is_one_series_then_is_added_up(reading: Reading) -> None:
+    meter = reading.provider.get_meter("t")
+    calls, active = meter.create_counter("calls"), meter.create_up_down_counter("active")
+    wait = meter.create_histogram("wait", explicit_bucket_boundaries_advisory=[1.0])
+    for tenant, amount in (({}, 1), ({"tenant": ""}, 2), ({"tenant": "x"}, 4)):
+        calls.add(amount, tenant)
+        active.add(-amount, tenant)
+        reading.in_span(partial(wait.record, amount / 2, tenant))
+    x = (("tenant", "x"),)
+    assert one_series(reading, "calls_total") == {(): 3, x: 4}
+    assert one_series(reading, "active") == {(): -3, x: -4}
+    assert one_series(reading, "wait_count") == {(): 2, x: 1}
+    assert one_series(reading, "wait_sum") == {(): 1.5, x: 2}
+    assert one_series(reading, "wait_bucket")[("le", "1.0"),] == 2
+    assert reading.exemplars("wait")["1.0"]
+
+
+def test_of_a_gauges_values_that_are_one_series_one_stands(reading: Reading) -> None:
+    gauge = reading.provider.get_meter("t").create_gauge("level")
+    gauge.set(5, {"tenant": ""})
+    gauge.set(3)
+    assert one_series(reading, "level") == {(): 3}
+
+
+def test_keys_that_are_one_label_are_joined_in_their_order_and_le_is_the_histograms(reading: Reading) -> None:
+    meter = reading.provider.get_meter("t")
+    calls = meter.create_counter("calls")
+    calls.add(1, {"a.b": "1"})
+    calls.add(2, {"a_b": "1"})
+    calls.add(4, {"a_b": "2", "a.b": "1"})
+    meter.create_histogram("wait", explicit_bucket_boundaries_advisory=[1.0]).record(0.5, {"le": "x"})
+    assert one_series(reading, "calls_total") == {(("a_b", "1"),): 3, (("a_b", "1;2"),): 4}
+    assert one_series(reading, "wait_bucket")[("exported_le", "x"), ("le", "1.0")] == 1
+
+
+def test_what_would_still_be_a_series_twice_is_left_out_once_and_told_of(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    meter = reading.provider.get_meter("t")
+    for value, name in enumerate(("a.b", "a_b", "a-b")):
+        meter.create_counter(name).add(value + 1)
+    meter.create_histogram("wait").record(1)
+    meter.create_up_down_counter("wait_count").add(7)
+    meter.create_up_down_counter("target_info").add(7)
+    for _ in range(2):
+        assert one_series(reading, "a_b_total") == {(): 1, (("otel_scope_name", "t"),): 2}
+        assert one_series(reading, "wait_count") == {(): 1}
+        assert 7 not in one_series(reading, "target_info").values()
+    assert [r.getMessage() for r in caplog.records] == [
+        "/metrics leaves out samples of a_b: the same series is there",
+        "/metrics leaves out a gauge named wait_count: wait has samples of its name",
+        "/metrics leaves out a gauge named target_info: target has samples of its name",
+    ]
+
+
+def test_promtool_and_prometheus_clients_parser_take_what_users_attributes_do_to_a_scrape(
+    reading: Reading,
+) -> None:
+    meter, other = reading.provider.get_meter("t"), reading.provider.get_meter("u", "2")
+    described: dict[str, Any] = {"description": "Planted."}
+    attributes: list[dict[str, Any]] = [
+        {},
+        {"tenant": ""},
+        {"a.b": "1", "a_b": "2"},
+        {"le": "x", "quantile": "y", "__name__": "z"},
+        {"ключ": 'x"y\n\\', "1st": True, "otel_scope_name": "u"},
+        {"many": ("a", "b"), "number": 1.5},
+    ]
+    for each in (meter, other, meter):
+        for labels in attributes:
+            each.create_counter("a.b", **described).add(1, labels)
+            each.create_counter("a_b", **described).add(1, labels)
+            each.create_histogram("wait", unit="s", **described).record(1, labels)
+            each.create_up_down_counter("wait.seconds.sum", **described).add(1, labels)
+            each.create_gauge("level", **described).set(1, labels)
+    classic = reading.collected.expose()[1]
+    promtool = shutil.which("promtool") or pytest.skip("promtool is not installed")
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=classic, capture_output=True, timeout=30, check=False
+    )
+    assert b"error while linting" not in done.stderr  # of the names it may think what it likes
+    assert done.returncode in (0, 3)
+    series = [line.rpartition(b" ")[0] for line in classic.splitlines() if not line.startswith(b"#")]
+    assert len(series) > 50
+    assert len(set(series)) == len(series)
+    assert {sample.value for family in parse(reading.text()) for sample in family.samples}
+
+
 def test_a_flush_is_not_told_a_second_time(reading: Reading) -> None:
     reading.provider.get_meter("t").create_counter("calls").add(1)
     reading.provider.force_flush()
@@ -234,7 +334,16 @@ def without_exemplars(collect: Callable[[], Any], provider: MeterProvider) -> No
     assert [sample for family in collect() for sample in family.samples if sample.exemplar]
 
 
-@pytest.mark.parametrize("fault", [mixed_up, told_twice, without_exemplars])
+def a_series_twice(collect: Callable[[], Any], provider: MeterProvider) -> None:
+    for attributes in ({}, {"tenant": ""}):
+        provider.get_meter("one").create_counter("calls").add(1, attributes)
+    (family,) = [family for family in collect() if family.name == "calls"]
+    assert len(family.samples) == len(
+        {frozenset(s.labels.items()) - {("tenant", "")} for s in family.samples}
+    )
+
+
+@pytest.mark.parametrize("fault", [mixed_up, told_twice, without_exemplars, a_series_twice])
 def test_the_stock_reader_still_has_the_faults_that_ours_is_for(fault: Callable[..., None]) -> None:
     for ours in (True, False):
         registry = CollectorRegistry(auto_describe=False)

@@ -57,16 +57,6 @@ def test_a_record_that_is_too_long_is_cut_and_stays_json(recent: RecentLogs) -> 
     assert '"logger": "engine"' in line["line"]
 
 
-def test_a_record_that_cannot_be_told_is_no_error_for_who_logs_it(
-    recent: RecentLogs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(recent, "handleError", told.append)
-    recent.handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
-    assert len(told) == 1
-    assert recent.read() == []
-
-
 def test_a_burst_from_many_threads_loses_nothing_of_the_last_and_grows_no_memory() -> None:
     ring = RecentLogs(1000)
     logger = logging.getLogger("burst-in-a-ring")

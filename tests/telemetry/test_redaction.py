@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import base64
 import json
 import logging
 import string
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.log_ways import every_way_out
 
-from llmkg_otel.telemetry.logs import JsonLogs, LogExport
-from llmkg_otel.telemetry.recent_logs import RecentLogs
-from llmkg_otel.telemetry.redaction import REDACTED, is_secret_name, redact, redact_text
-from llmkg_otel.testing import captured_telemetry
+from llmkg_otel.telemetry.redaction import REDACTED, plain_value
+from llmkg_otel.telemetry.secret_text import is_secret_name, redact_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 FIRST, LAST = "Zq7", "Xk9"
 """Each secret begins and ends with these: also a part of one is seen."""
@@ -34,8 +32,13 @@ anything = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=5, max_size=30
 ).map(lambda body: FIRST + body + LAST)
 names = st.sampled_from(
-    ["password", "PASSWD", "api_key", "apiKey", "X-Api-Key", "client_secret", "access_token", "db.pwd"]
+    [
+        *("password", "PASSWD", "api_key", "apiKey", "X-Api-Key", "client_secret", "access_token", "db.pwd"),
+        *("session_id", "JSESSIONID", "AccountKey", "X-Amz-Signature", "X-Goog-Signature", "auth_tokens"),
+    ]
 )
+short = st.sampled_from(["DB_PASS", "pass", "NEO4J_AUTH", "basic-auth", "dbPass", "connect.sid"])
+"""Names of secrets where a value is given to them; else everyday words."""
 
 
 def written(name: str, secret: str, form: str) -> str:
@@ -48,13 +51,98 @@ def written(name: str, secret: str, form: str) -> str:
         "pairs": f"{[(name, secret), ('accept', '*/*')]!r}",
         "bytes": f"{[(name.encode(), secret.encode())]!r}",
         "query": f"GET /x?{name}={quote(secret)}&n=1",
+        "list": f"called with { ({name: ['a]', secret], 'n': 1})!r}",
+        "deep": f"called with { ({name: ({'a': [b')', (secret, 1)]}, 'x'), 'n': 1})!r}",
+        "json list": f"sent {json.dumps({name: ['a', {'b': secret}]})}",
+        "flag": f"run --verbose --{name} {secret} --dry-run",
+        "flag=": f"run --{name}={secret} --dry-run",
+        "argv": f"Command '{['run', f'--{name}', secret, '-v']!r}' returned 1",
+        "xml": f"<a:{name} Type='text'>{secret}</a:{name}>",
+        "escaped xml": f"&lt;{name}&gt;{secret}&lt;/{name}&gt;",
+        "cdata": f"<{name}><![CDATA[{secret}]]></{name}>",
     }[form]
+
+
+def keyed(prefix: str, alphabet: str, length: int) -> st.SearchStrategy[str]:
+    """Return keys of a service: with FIRST and LAST in them if the alphabet has them, else all is one."""
+    body = st.text(alphabet, min_size=length - 6, max_size=length - 6)
+    return body.map(lambda each: f"using {prefix}{FIRST}{each}{LAST}.")
+
+
+ALPHANUMERIC = string.ascii_letters + string.digits
+KEYS = {
+    "sk-": 48,
+    "sk-proj-": 120,
+    "sk-ant-api03-": 95,
+    "sk-or-v1-": 64,
+    "sk_live_": 24,
+    "rk_test_": 24,
+    "whsec_": 32,
+    "ghp_": 36,
+    "gho_": 36,
+    "github_pat_": 82,
+    "glpat-": 20,
+    "xoxb-": 50,
+    "xoxe.xoxp-1-": 60,
+    "xapp-1-": 60,
+    "AIza": 35,
+    "ya29.": 100,
+    "GOCSPX-": 28,
+    "1//0": 60,
+    "hf_": 34,
+    "gsk_": 52,
+    "npm_": 36,
+    "r8_": 37,
+    "xai-": 80,
+    "pplx-": 48,
+    "nvapi-": 64,
+    "pypi-AgEIcHlwaS5vcmc": 150,
+    "SG.0123456789abcdefghijkl.": 43,
+    "hvs.": 90,
+    "ATATT3": 180,
+    "lin_api_": 40,
+    "123456789:AA": 33,
+    "https://hooks.slack.com/services/T0/B0/": 24,
+    "https://discord.com/api/webhooks/12/": 68,
+    "https://x.example/f?code=": 56,
+}
+"""Prefixes of services' keys, and how many characters follow."""
 
 
 texts = st.one_of(
     st.builds(written, names, odd, st.sampled_from(["assigned", "told"])),
     st.builds(written, names, anything, st.sampled_from(["json", "repr", "pairs", "bytes", "query"])),
     st.builds(written, names, plain, st.just("json in json")),
+    st.builds(written, names, anything, st.sampled_from(["list", "deep", "json list", "argv"])),
+    st.builds(written, names, plain, st.sampled_from(["flag", "flag=", "xml", "escaped xml", "cdata"])),
+    st.builds(written, short, odd, st.just("assigned")),
+    st.builds(written, short, anything, st.sampled_from(["json", "repr", "list", "deep", "json list"])),
+    st.builds(written, short, plain, st.sampled_from(["flag=", "query"])),
+    st.builds(lambda secret: f"NEO4J_AUTH=neo4j/{secret}", odd),
+    st.builds(lambda secret: f"a?sv=1&sig={quote(secret)}&se=2", anything),
+    st.builds(
+        lambda user, secret, tail: (
+            f"sent basic {base64.b64encode(f'{user}:{secret}'.encode()).decode()}{tail}"
+        ),
+        st.text(WORDS, min_size=4),
+        anything,
+        st.sampled_from(["", " to kg", '"']),
+    ),
+    st.one_of([keyed(prefix, ALPHANUMERIC, length) for prefix, length in KEYS.items()]),
+    st.builds(
+        lambda scheme, host, secret: f"cloned {scheme}://{secret}{host}/kg.git",
+        st.sampled_from(["https", "git", "http"]),
+        st.sampled_from(["@host", ":@host", ":x-oauth-basic@host:8443"]),
+        plain,
+    ),
+    st.builds(
+        lambda scheme, user, secret: (
+            f"no answer from {scheme}://{user}:{FIRST}{secret}{LAST}@db:5432/kg, retried"
+        ),
+        st.sampled_from(["postgresql", "redis", "bolt+s", "https"]),
+        st.text(WORDS, max_size=5),
+        st.text(WORDS + "/#@:?!%$", min_size=4, max_size=20),
+    ),
     plain.map(lambda secret: f"Authorization: Bearer {secret}"),
     plain.map(lambda secret: f"refused 'Bearer {secret}' of a caller"),
     odd.map(lambda secret: f"authorization: Basic {secret}\r\naccept: */*"),
@@ -68,42 +156,12 @@ texts = st.one_of(
         anything,
     ),
     plain.map(lambda secret: f"token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjMifQ.{secret} is late"),
-    st.builds(str.__add__, st.sampled_from(["sk-proj-", "ghp_", "glpat-", "hf_", "AIza" + "a" * 30]), plain),
     plain.map(lambda secret: f"-----BEGIN EC PRIVATE KEY-----\n{secret}\n-----END EC PRIVATE KEY-----"),
+    plain.map(
+        lambda secret: f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n{secret}\n=x\n-----END PGP PRIVATE KEY"
+    ),
 )
 """A secret as it stands in text."""
-
-
-class Told:
-    """What left by each way: JSON lines on stderr, the ring, and OTLP."""
-
-    def __init__(self) -> None:
-        self.stderr, self.ring = io.StringIO(), RecentLogs(10)
-        self.otlp: list[Any] = []
-
-    def everything(self) -> dict[str, str]:
-        lines = [json.loads(line) for line in self.stderr.getvalue().splitlines()]
-        records = [[each.log_record.body, dict(each.log_record.attributes or {})] for each in self.otlp]
-        ways = {"stderr": lines, "ring": self.ring.read(), "otlp": records}
-        assert [len(told) for told in ways.values()] == [1, 1, 1]
-        return {way: json.dumps(told, ensure_ascii=False, default=str) for way, told in ways.items()}
-
-
-@contextmanager
-def every_way_out(*, redact: bool = True) -> Iterator[Told]:
-    told = Told()
-    told.ring = RecentLogs(10, redact=redact)
-    with captured_telemetry() as captured:
-        export = LogExport(logger_provider=captured.logger_provider, redact=redact)
-        with JsonLogs("info", told.stderr, redact=redact):
-            logging.getLogger().addHandler(export)
-            told.ring.start()
-            try:
-                yield told
-            finally:
-                told.ring.stop()
-                logging.getLogger().removeHandler(export)
-        told.otlp = captured.logs()
 
 
 def in_the_message(logger: logging.Logger, text: str) -> None:
@@ -153,13 +211,36 @@ def test_a_planted_secret_leaves_by_no_way(place: Callable[[logging.Logger, str]
         assert LAST not in said, (way, said)
 
 
-@pytest.mark.parametrize("value", ["Zq7-hunter-Xk9", 12345678, ["Zq7"], {"x": "Xk9"}, b"Zq7"])
-def test_what_stands_under_a_secret_name_is_hidden_whatever_it_is(value: object) -> None:
+def shaped(secret: Any) -> st.SearchStrategy[Any]:
+    """Return the secret in whatever a record can hold."""
+    return st.recursive(
+        st.sampled_from([secret, str(secret).encode(), Odd(str(secret)), 12345678, {secret}]),
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=3),
+            st.tuples(inner, inner),
+            st.dictionaries(st.sampled_from(["x", 7, b"y"]), inner, min_size=1),
+        ),
+        max_leaves=6,
+    )
+
+
+@given(data=st.data(), name=names, short_name=short)
+@settings(max_examples=60, deadline=None)
+def test_what_stands_under_a_secret_name_is_hidden_whatever_it_is(
+    data: st.DataObject, name: str, short_name: str
+) -> None:
+    value = data.draw(anything.flatmap(shaped))
+    extra = {
+        name: value,
+        "in": [{short_name: value}, {name.encode(): value, 1: 2}],
+        "headers": [(name, value), (name.encode(), value), [b"authorization", value]],
+        "argv": ["run", f"--{name}", value, "-v", b"--" + name.encode(), value],
+    }
     with every_way_out() as told:
-        logging.getLogger("engine").error("hm", extra={"apiKey": value, "in": [{"db.password": value}]})
+        logging.getLogger("engine").error("hm", extra=extra)
     for said in told.everything().values():
-        assert said.count(REDACTED) == 2
-        assert not [part for part in ("Zq7", "Xk9", "12345678") if part in said]
+        assert said.count(REDACTED) == 8
+        assert not [part for part in (FIRST, LAST, "12345678") if part in said]
 
 
 def test_redaction_can_be_switched_off() -> None:
@@ -186,6 +267,33 @@ def test_redacting_twice_is_redacting_once_and_never_fails(text: str) -> None:
         "find_facts: attempt 1 failed, next in 0.100 s",
         "the token bucket is empty; passwords are hashed",
         "task-force-of-sixteen-letters-and-more",
+        *(
+            "token: null",
+            "token=None",
+            "token: true, x",
+            "{'token': None, 'password': False}",
+            "--token --verbose",
+        ),
+        *(
+            "sk_search_results_by_name",
+            "hf_load_dataset_from_hub_by_name",
+            "gsk_build_index_of_entities_by_name",
+        ),
+        *(
+            "sk-learn-based-entity-resolver-v2",
+            "npm_config_registry_url_of_ours",
+            "xai-style-answers-of-models",
+        ),
+        *(
+            "max_tokens: 4096",
+            "prompt_tokens=12 completion_tokens=9",
+            "token_count: 7",
+            '{"total_tokens": 12}',
+        ),
+        *("first pass: parsing", "Input should be 'pass', 'warn' or 'fail'", "author=alice", "bypass=on"),
+        *('{"url":"http://x","a":"b@c"}', '{"url":"bolt://neo4j:7687","mail":"a@b.c"}', "bolt://kg:7687/a@b"),
+        *("postgresql://alice@db/kg", "redis://cache:6379", "http://a:80/x and b@c", "?code=404&key=abc"),
+        *("bearer authentication is off", "basic authentication", "routing_key=orders.created"),
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -193,11 +301,30 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 def test_names_of_secrets_are_told_from_names_that_only_sound_like_them() -> None:
-    secret = ["password", "db.password", "apiKey", "X-API-Key", "operator_token", "auth_tokens", "Set-Cookie"]
-    other = ["tokens", "max_tokens", "tokenizer", "key", "key_prefix", "secretary", "password_age"]
+    secret = [
+        "password",
+        "db.password",
+        "apiKey",
+        "X-API-Key",
+        "operator_token",
+        "auth_tokens",
+        "Set-Cookie",
+        "DB_PASS",
+        "auth",
+    ]
+    other = ["tokens", "max_tokens", "tokenizer", "key", "key_prefix", "secretary", "password_age", "author"]
     assert [name for name in (*secret, *other) if is_secret_name(name)] == secret
 
 
 def test_values_keep_their_shape() -> None:
     value = {"n": 1, "f": 0.5, "none": None, "token": None, "on": True, "list": [1, ("a", 2)], "set": {3}}
-    assert redact(value) == value | {"list": [1, ["a", 2]], "set": "{3}"}
+    assert plain_value(value) == value | {"list": [1, ["a", 2]], "set": "{3}"}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "seed", ["a", "=", "token=[", "password='", '\\"', "token='\\", "://u:1@", "--token ", "<password>"]
+)
+def test_a_long_text_made_to_slow_redaction_down_is_read_all_the_same(seed: str) -> None:
+    text = seed * (1_000_000 // len(seed))
+    assert FIRST not in redact_text(f"{text} password={FIRST}")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from llmkg_otel.alerting.notify.grouping import Grouping
 from llmkg_otel.alerting.notify.message import DeliveryError, Message, Notice
 from llmkg_otel.config import RetryConfig
-from llmkg_otel.recovery.backoff import backoff_seconds, retry_after_seconds
+from llmkg_otel.recovery.backoff import backoff_seconds
+from llmkg_otel.recovery.failures import retry_after_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,0 +1,173 @@
+"""Secrets in text, told by the name they stand after and by how they look."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Any
+
+import re2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["REDACTED", "is_secret_name", "redact_text"]
+
+REDACTED = "[redacted]"
+
+_SURE = (
+    r"(?:(?:pass(?:word|wd|phrase|code)|pwd|secret|credential|signature|session[-_. ]?id"
+    r"|[jp]\w*sess(?:ion)?id"
+    r"|(?:api|access|private|account|signing|encryption|secret|master|shared|service|admin|auth|app|deploy"
+    r"|storage|subscription|integration|session|ssh|functions)[-_. ]?key)s?"
+    r"|(?:auth|access|refresh|api|bearer|id|session)[-_. ]?tokens|token)"
+)
+_SHORT = r"(?:(?:\b|_)(?:pass|auth|sid|sig)|(?-i:[a-z](?:Pass|Auth|Sid|Sig)))"
+"""Names that are everyday words too: none of secrets in `first pass: parsing` and `["pass", "fail"]`."""
+_HEADERS = r"(?:authorization|cookies?)"
+
+_QUOTED = (
+    r"""[bru]?(?:"(?:[^"\\]|\\+.)*"?|'(?:[^'\\]|\\+.)*'?"""
+    r"""|\\+"(?:[^"\\]|\\[^"\\]|\\\\+.)*|\\+'(?:[^'\\]|\\[^'\\]|\\\\+.)*)"""
+)
+"""A string of Python or JSON, or one inside another, up to its own quote; of an open one all that follows."""
+_IS = r"""(?:\\*["']\s*,|\\*["']?\s*(?:=>?|:))\s*"""
+"""What stands between name and value: `=`, `:`, `": "`, and the `', '` of a pair."""
+_OPENING = r"[\[({]"
+_NAMED = (
+    rf"(?:{_SURE}{_IS}"
+    rf"""|{_SHORT}(?:\s?=\s?|\\*["']\s*(?:=>|:)\s*)|_(?:pass|auth)\s*:\s*"""
+    rf"""|(?:^|[\s'"(\[,])--?(?:[\w.-]*[-_.])?(?:{_SURE}|pass|auth)(?:\\*["']\s*,\s*|\s+))"""
+)
+_VALUE = rf"({_QUOTED}|{_OPENING}|(?:(?:bearer|basic|token|digest|apikey)\s+)?[^\s&]+)"
+_UP_TO_AT = (
+    r"""(?:[^\d\s"'<>\\][^\s"'<>]*|\d{1,5}[^\d\s/?#"'<>,;)\]}\\@][^\s"'<>]*|\d{6}[^\s"'<>]*|\d*"""
+    r"|[^\d\s/?#][^\s/?#]*)@"
+)
+"""A URL's password: up to the last `@` of the word, whatever is in it, unless it begins as a port does."""
+_USER = r"""[^\s:/@?#"'<>{},\\]*"""
+
+_SERVICE_KEYS = (
+    r"sk-[\w-]*[A-Za-z0-9]{16}[\w-]*|sk-lf-[a-f0-9-]{36}|(?:sk|rk|pk)_(?:live|test)_\w{10,}|whsec_[\w+/=]{20,}"
+    r"|(?:xai|pplx|nvapi|csk|tvly)-[\w-]*[A-Za-z0-9]{16}[\w-]*|lsv2_[a-z]{2}_\w{20,}|jina_[\w-]{40,}"
+    r"|(?:hf|gsk|npm|r8|fw|glsa|ntn|figd|sbp|tgp_v1)_[A-Za-z0-9]{20,}\w*"
+    r"|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{22,}|gl(?:pat|ptt|dt|rt|cbt|ft|soat|agent|oas)-[\w.-]{20,}"
+    r"|xox[a-z](?:\.xox[a-z])?-[\w-]{10,}|xapp-\d-[\w-]{10,}|\d{8,10}:AA[\w-]{30,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|1//0[\w-]{30,}"
+    r"|pypi-AgE[\w-]{40,}|SG\.[\w-]{16,}\.[\w-]{16,}|do[opr]_v1_[a-f0-9]{40,}|dapi[a-f0-9]{32}"
+    r"|hv[sb]\.[\w-]{20,}|AT[AC]TT3[\w=-]{20,}|NRAK-[A-Z0-9]{20,}|lin_api_\w{30,}|shp(?:at|ss|ca|pa)_\w{30,}"
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{40,}|eyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)*"
+)
+"""Prefix, alphabet and least length of each: `sk_search_results_by_name` is none."""
+_CAPABILITIES = (
+    r"(?:hooks\.slack\.com/(?:services|workflows|triggers)|discord(?:app)?\.com/api/webhooks/\d+"
+    r"|webhook\.office\.com/webhookb2)/|api\.telegram\.org/bot"
+)
+"""Addresses that whoever knows may write to."""
+
+_KEY_BLOCK = "[A-Z ]*PRIVATE KEY(?: BLOCK)?"
+_SAYS_NOTHING = frozenset(("", "null", "none", "nil", "true", "false", "undefined"))
+_BARE = "\"'`,;.)]}>\\"
+_BRACKETS = re.compile(rf"(?s){_QUOTED}|[\[({{]|([\])}}])")
+
+
+def _named(text: str) -> str:
+    """Hide what stands after a secret's name: a word, a string, or all of a bracket."""
+    parts: list[str] = []
+    end = 0
+    for match in _AFTER_NAMES.finditer(text):
+        first, last = match.span(2)
+        if match.start() < end:  # inside what is hidden already
+            end = max(end, last)
+            continue
+        value = match[2]
+        if _says_nothing(value, after=match[1]):
+            continue
+        parts += text[end:first], REDACTED
+        end = _closed(text, first) if value in ("[", "(", "{") else last
+    return "".join((*parts, text[end:])) if parts else text
+
+
+def _says_nothing(value: str, after: str) -> bool:
+    """Say whether a value is none: `null`, `true`, nothing, or the next flag of a command line."""
+    if value.startswith("-") and after[-1:].isspace() and not after.rstrip().endswith(("=", ":", ">", ",")):
+        return True
+    return value.strip(_BARE).lower() in _SAYS_NOTHING
+
+
+def _closed(text: str, start: int) -> int:
+    """Return where the bracket at start has closed; the end of the text if it does not."""
+    depth = 0
+    for match in _BRACKETS.finditer(text, start):
+        if match[1]:
+            depth -= 1
+        elif match[0] in ("[", "(", "{"):
+            depth += 1
+        if depth == 0:
+            return match.end()
+    return len(text)
+
+
+def _header(match: Any) -> str:
+    name, value = match[1], match[2]
+    return match[0] if value.startswith(REDACTED) or _says_nothing(value, name) else f"{name}{REDACTED}"
+
+
+def _bearer(match: Any) -> str:
+    """Tell `Bearer abc123...` from `bearer authentication`."""
+    token = match[2]
+    return match[0] if len(token) < 24 and token.isalpha() and token.islower() else f"{match[1]}{REDACTED}"
+
+
+def _basic(match: Any) -> str:
+    """Tell `Basic dXNlcjpwYXNz` from `basic authentication`: it is `user:password` in base64."""
+    try:
+        known = b":" in base64.b64decode(match[2] + "=" * (-len(match[2]) % 4))
+    except ValueError:
+        known = False
+    return f"{match[1]}{REDACTED}" if known else match[0]
+
+
+_STEPS: tuple[tuple[str, str | Callable[[Any], str]], ...] = (
+    (rf"(?s)-----BEGIN {_KEY_BLOCK}-----.*?(?:-----END {_KEY_BLOCK}-----|\z)", REDACTED),
+    (rf"((?:https?|wss?|git)://){_USER}(?::{_UP_TO_AT}|@)", rf"\1{REDACTED}@"),
+    (rf"(://{_USER}:){_UP_TO_AT}", rf"\1{REDACTED}@"),
+    (rf"({_CAPABILITIES})[^\s\"'<>]+", rf"\1{REDACTED}"),
+    (r"([?&;](?:code|key)=)[\w%.~+/=-]{20,}", rf"\1{REDACTED}"),
+    (rf"""(?i)(routing[-_]?key{_IS}\\*["']?)[a-z0-9]{{32}}\b""", rf"\1{REDACTED}"),
+    (
+        rf"(?is)((?:<|&lt;)(?:\w+:)?[\w.-]*?(?:{_SURE}|pass)(?:\s[^<>]*)?(?:>|&gt;))(?:<!\[CDATA\[.*?\]\]>|[^<&]+)",
+        rf"\1{REDACTED}",
+    ),
+    (rf"(?is)({_HEADERS}{_IS})({_QUOTED}|[^\r\n]+)", _header),
+    (r"(?i)\b(bearer\s+)([\w.~+/=-]{8,})", _bearer),
+    (r"(?i)\b(basic\s+)([a-z0-9+/]{6,}={0,2})", _basic),
+    (rf"\b(?:{_SERVICE_KEYS})", REDACTED),
+)
+_COMPILED = [(re2.compile(pattern), told) for pattern, told in _STEPS]
+_AFTER_NAMES = re2.compile(rf"(?is)({_NAMED}){_VALUE}")
+_ANY = re2.compile("|".join(f"(?:{each.pattern})" for each in (_AFTER_NAMES, *(p for p, _ in _COMPILED))))
+_SECRET_NAME = re2.compile(rf"(?i)(?:{_SURE}|{_HEADERS}|{_SHORT})$")
+
+
+def redact_text(text: str) -> str:
+    """Return text with `[redacted]` for values of secret names, passwords and tokens in URLs, credentials of
+    headers, JSON Web Tokens, private keys and the keys of well-known services.
+
+    Takes time in proportion to the text, whatever it is: the expressions are RE2's. Rather hides a word
+    too many: `invalid token: x` hides x. A secret that neither looks like one nor stands after a name is
+    not seen. Lone surrogates, which no exporter could write, come back as escapes.
+    """  # noqa: D205
+    try:
+        if _ANY.search(text) is None:
+            return text
+    except UnicodeEncodeError:
+        return redact_text(text.encode("utf-8", "backslashreplace").decode())
+    for pattern, told in _COMPILED:
+        text = pattern.sub(told, text)
+    return _named(text)
+
+
+def is_secret_name(name: str) -> bool:
+    """Say whether what stands under this name is a secret: `apiKey`, `db.password`, but not `max_tokens`."""
+    return _SECRET_NAME.search(name) is not None
