@@ -40,7 +40,7 @@ def stand_in(before: Any, observed: Observed) -> Any:
     if not vars(before).keys() & {
         "__wrapped__",
         "__signature__",
-    }:  # else whoever asks follows these, as before
+    }:  # else it goes by these
         told.__signature__ = inspect.signature(before)  # type: ignore[attr-defined]
     return told
 
@@ -136,11 +136,12 @@ def _async(observed: Observed, text_of: TextOf) -> Call:
         async def body() -> Any:
             return observed.checked(await function(*args, **kwargs))
 
+        guard = observed.protection
         try:
             with Observation(observed, text_of(args, kwargs)) as seen:
-                guard = observed.protection
-                result = await (body() if guard is None else guard.run(observed.protected_name, body))
-                return _returned(seen, result)
+                if guard is None:
+                    return _returned(seen, observed.checked(await function(*args, **kwargs)))
+                return _returned(seen, await guard.run(observed.protected_name, body))
         except FailureReturnedError as failure:
             return failure.result
 

@@ -38,10 +38,10 @@ def plain_text(value: object, *, redact: bool = True, longest: int = LONGEST) ->
     size = len(text)
     if size > longest:
         text = text[: longest + _LONGEST_SECRET]
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()  # no exporter takes lone surrogates
     if redact:
         text = redact_text(text)
-    elif not text.isascii():
-        text = text.encode("utf-8", "backslashreplace").decode()  # no exporter takes lone surrogates
     return text if size <= longest else f"{text[:longest]}... [{size - longest} characters left out]"
 
 

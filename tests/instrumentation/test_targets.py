@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     ("named", "message"),
     [
         ("suport.stores:Store", r"no module suport\.stores; did you mean support\?"),
-        ("support.store:Store", r"no module support\.store; did you mean stores\? support has: .*stores"),
+        ("support.store:Store", r"no module support\.store; did you mean stores\? support has: [a-z]"),
         ("support.stores.deep:Store", r"no module support\.stores\.deep; support\.stores has: none"),
         ("zzzzqq:Store", "no module zzzzqq; nothing of that name is installed or on the path"),
         (
