@@ -15,7 +15,7 @@ from llmkg_otel.errors import CircuitOpenError, error_type
 from llmkg_otel.events import BreakerTransitioned, Observer
 from llmkg_otel.recovery.circuit import Circuit, Moves
 from llmkg_otel.recovery.failures import every_is
-from llmkg_otel.recovery.fleet import ask, ask_sync
+from llmkg_otel.recovery.fleet import ask, ask_sync, meet, meet_sync
 from llmkg_otel.recovery.patience import LEAST_SECONDS, patience_seconds
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class CircuitBreaker:
     """Refuses attempts while an operation keeps failing. For tasks and threads alike.
 
     `admit` before an attempt; then exactly one of `succeeded`, `failed` or `ignored`. `door` is the
-    ticket that everybody gets, without asking, while nothing holds calls back; else None. With a
-    `fleet` set, probes are asked from it, and what happens here is told to it. Emits
+    ticket that everybody gets, without asking, while nothing holds calls back; else None. Emits
     BreakerTransitioned after each change of state, outside the lock and in the context that caused it: those
     of two threads may cross. Times are of the monotonic clock.
     """
@@ -61,7 +60,7 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.fleet: Fleet | None = None
+        self._fleet: Fleet | None = None
         self._observer = observer
         self._clock = clock
         self._config = config
@@ -82,6 +81,26 @@ class CircuitBreaker:
             self._circuit.configure(config)
             moves = self._moved_from(before)
         self._announce(moves)
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """The same circuit in other processes: asked for probes, and told what happens here.
+
+        The first calls wait until it is known how the circuit is there, FLEET_SECONDS at most.
+        """
+        return self._fleet
+
+    @fleet.setter
+    def fleet(self, fleet: Fleet | None) -> None:
+        with self._lock:
+            self._fleet = fleet
+            self._set_door()
+        if fleet is not None:
+            fleet.met.add_done_callback(lambda _: self._enter())
+
+    def _enter(self) -> None:
+        with self._lock:
+            self._set_door()
 
     @property
     def config(self) -> CircuitBreakerConfig:
@@ -143,15 +162,20 @@ class CircuitBreaker:
         Before a probe the fleet, if there is one, is asked, for FLEET_SECONDS at most, and no longer than
         the `left` seconds that the call has.
         """
+        if self.door is None:
+            left = await meet(self._fleet, left)
         return self.door or self._admit(now := self._clock(), await ask(self._asked(now), left))
 
     def admit_sync(self, left: float = math.inf) -> Ticket:
         """Do the same in the calling thread."""
+        if self.door is None:
+            left = meet_sync(self._fleet, left)
         return self.door or self._admit(now := self._clock(), ask_sync(self._asked(now), left))
 
     def _asked(self, now: float) -> Fleet | None:
         """Return the fleet if its word is needed: when this circuit is about to send a probe."""
-        return None if self._circuit.retry_after(now) or self._override is not None else self.fleet
+        due = self.state in ("open", "half_open") and not self._circuit.retry_after(now)
+        return self._fleet if due else None
 
     def _admit(self, now: float, word: Permission | None) -> Ticket:
         """Decide on a call that came at `now`: by then no probe was due, or the fleet was asked for one."""
@@ -178,8 +202,8 @@ class CircuitBreaker:
         )
 
     def _admit_unless_open(self, now: float, word: Permission | None) -> tuple[Ticket | None, float | None]:
-        if self.door is not None:  # opened while this call waited for the lock, or for the fleet
-            return self.door, None
+        if self.state in ("closed", "disabled"):  # by now, or the fleet has not said in time how it is there
+            return self._ticket, None
         if self._override == "forced_open":
             return None, None
         if word is not None and word.token is None:
@@ -258,8 +282,8 @@ class CircuitBreaker:
         """
         self._set_override(None)
         self.adopt_closed()
-        if self.fleet is not None:
-            self.fleet.closed(None)
+        if self._fleet is not None:
+            self._fleet.closed(None)
 
     def adopt_closed(self) -> None:
         """Close the circuit: the fleet's is."""
@@ -316,7 +340,8 @@ class CircuitBreaker:
         """
         state = self.state
         self._counts = state == "closed"
-        self.door = self._ticket if state in ("closed", "disabled") else None
+        known = state == "disabled" or self._fleet is None or self._fleet.met.done()
+        self.door = self._ticket if known and state in ("closed", "disabled") else None
 
     def _announce(
         self,
@@ -331,16 +356,16 @@ class CircuitBreaker:
         kind = None if error is None else error_type(error)
         for previous, state in moves:
             self._observer.on_event(BreakerTransitioned(self.name, previous, state, kind))
-        if self.fleet is None or told:
+        if self._fleet is None or told:
             return
         token, states = None if ticket is None else ticket.token, [state for _, state in moves]
-        if "open" in states:
-            self.fleet.opened(token)
+        if "open" in states or (token is not None and error is not None):
+            self._fleet.opened(token)
         elif "closed" in states:
-            self.fleet.closed(token)
+            self._fleet.closed(token)
         elif token is not None:
             self._tell_fleet(token, succeeded=succeeded)
 
     def _tell_fleet(self, token: int, *, succeeded: bool = False) -> None:
-        if self.fleet is not None:
-            (self.fleet.succeeded if succeeded else self.fleet.released)(token)
+        if self._fleet is not None:
+            (self._fleet.succeeded if succeeded else self._fleet.released)(token)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["FLEET_SECONDS", "NO_WORD", "Fleet", "Permission", "ask", "ask_sync"]
+__all__ = ["FLEET_SECONDS", "NO_WORD", "Fleet", "Permission", "ask", "ask_sync", "meet", "meet_sync"]
 
 FLEET_SECONDS = 0.05
 """How long a call may wait for the fleet's word."""
@@ -36,6 +37,9 @@ class Fleet(Protocol):
     Only an open circuit asks and only changes are told: a closed one costs nothing.
     """
 
+    met: Future[None]
+    """Done, and never cancelled, when the fleet has first said how its circuit is, or cannot be reached."""
+
     def request_probe(self) -> Future[Permission | None] | None:
         """Ask for the fleet's one probe; None, now or as the answer, while the fleet cannot be reached.
 
@@ -59,6 +63,28 @@ class Fleet(Protocol):
     def released(self, token: int) -> None:
         """Give a probe back that says nothing: cancelled, or a caller's mistake."""
         ...
+
+
+async def meet(fleet: Fleet | None, left: float) -> float:
+    """Wait for the fleet's first word, `left` or FLEET_SECONDS at most; return what is left of that."""
+    until = time.monotonic() + (left := min(left, FLEET_SECONDS))
+    if fleet is None or fleet.met.done():
+        return left
+    word = asyncio.wrap_future(fleet.met)
+    try:
+        await asyncio.wait({word}, timeout=left)
+    finally:
+        word.cancel()  # this loop may be closed when it comes
+    return max(0.0, until - time.monotonic())
+
+
+def meet_sync(fleet: Fleet | None, left: float) -> float:
+    """Do the same in the calling thread."""
+    until = time.monotonic() + (left := min(left, FLEET_SECONDS))
+    if fleet is None or fleet.met.done():
+        return left
+    wait({fleet.met}, left)
+    return max(0.0, until - time.monotonic())
 
 
 async def ask(fleet: Fleet | None, left: float = FLEET_SECONDS) -> Permission | None:

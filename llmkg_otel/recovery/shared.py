@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -81,6 +81,8 @@ class SharedCircuit:
         self._usable_until = 0.0
         self._late: int | None = None
         self._ended = False
+        self.met: Future[None] = Future()
+        self.met.set_running_or_notify_cancel()  # from now on nobody can cancel it
 
     def request_probe(self) -> Future[Permission | None] | None:
         """Ask for the fleet's one probe; None while the store is away.
@@ -95,9 +97,10 @@ class SharedCircuit:
             if self._answer is None:
                 if (token := self._take_late()) is not None:
                     return _answer_of(Permission(token))
-                self._usable_until = time.monotonic() + self._breaker.config.timeout
+                until = time.monotonic() + self._breaker.config.timeout
                 if not self._submit(self._question("probe"), self._answered):
                     return None
+                self._usable_until = until
             self._answer = Future()
             return self._answer
 
@@ -207,11 +210,16 @@ class SharedCircuit:
 
     def _heard(self, told: Transition | None, word: Word | None) -> None:
         """Adopt what the store says after it was told of a transition, which it now knows."""
-        if word is None:
-            return
-        if told is not None and told[0] == "trip" and self._last is told:
-            self._last = "recall", told[1]
-        self.hear(word)
+        if word is not None:
+            if told is not None and told[0] == "trip" and self._last is told:
+                self._last = "recall", told[1]
+            self.hear(word)
+        self.meet()
+
+    def meet(self) -> None:
+        """Let the breaker go on: the fleet's first word has been heard, or cannot be had."""
+        with suppress(InvalidStateError):  # it was done before
+            self.met.set_result(None)
 
     def _reported(self, word: Word | None) -> None:
         if word is not None and word.state == "closed":  # an open circuit is still on trial here
@@ -263,7 +271,8 @@ class SharedCircuits:
     def join(self, breaker: CircuitBreaker) -> SharedCircuit:
         """Share a breaker's circuit, by its name, from now on."""
         circuit = self._circuits[breaker.name] = SharedCircuit(breaker, self._submit)
-        self._submit(*circuit.merge())
+        if not self._submit(*circuit.merge()):
+            circuit.meet()
         return circuit
 
     def start(self) -> None:

@@ -63,14 +63,15 @@ class CircuitStore:
 
     `uri` is in the notation of the `limits` library. Keys are `{key_prefix}:circuit:{name}`; they expire
     an hour after the last change, or after 10 times the circuit's `recovery_timeout` or `timeout`, if
-    that is longer. Nothing is connected before it is needed. Raises ConfigurationError for a URI that
-    cannot be used, or whose client library is missing.
+    that is longer. The channel is `{key_prefix}:circuits`, with `:{database}` unless that is 0: a server
+    has its channels for all its databases. Nothing is connected before it is needed. Raises
+    ConfigurationError for a URI that cannot be used, or whose client library is missing.
     """
 
     def __init__(self, uri: str, key_prefix: str) -> None:
         self._uri = uri
         self._prefix = key_prefix
-        self._channel = f"{key_prefix}:circuits"
+        self._channel = f"{key_prefix}:circuits"  # until _open knows the database
         self._opened: tuple[Any, Any] | None = None
         try:
             self._open()
@@ -147,9 +148,16 @@ class CircuitStore:
 
             storage: Any = open_storage(self._uri, self._prefix, AWAY_SECONDS)
             client = storage.storage
+            if database := _database_of(client):
+                self._channel = f"{self._prefix}:circuits:{database}"
             lua = resources.files(__package__) / "lua" / "circuit.lua"
             self._opened = client, client.register_script(lua.read_text("utf-8"))
         return self._opened
+
+
+def _database_of(client: Any) -> int:
+    pool = getattr(client, "connection_pool", None)  # a cluster's client has none, and one database
+    return 0 if pool is None else int(pool.connection_kwargs.get("db") or 0)
 
 
 def _next_message(subscription: Any, timeout: float) -> Any:

@@ -22,6 +22,7 @@ class Slow:
 
     def __init__(self, answer: Future[Permission | None] | None) -> None:
         self.answer = answer
+        self.met: Future[None] = Future()
         self.given_back: list[int] = []
 
     def request_probe(self) -> Future[Permission | None] | None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,6 +84,8 @@ class AskedFleet:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.met: Future[None] = Future()
+        self.met.set_result(None)
 
     def request_probe(self) -> None:
         self.asked += 1

@@ -340,6 +340,8 @@ class Lending:
     def __init__(self, lend: Callable[[Future[Permission | None]], object]) -> None:
         self.lend = lend
         self.given_back: list[int] = []
+        self.met: Future[None] = Future()
+        self.met.set_result(None)
 
     def request_probe(self) -> Future[Permission | None]:
         answer: Future[Permission | None] = Future()

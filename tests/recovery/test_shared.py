@@ -17,7 +17,7 @@ from support.time import Seen
 
 from llmkg_otel.config import CircuitBreakerConfig, CircuitSharingConfig
 from llmkg_otel.errors import CircuitOpenError
-from llmkg_otel.recovery import shared
+from llmkg_otel.recovery import fleet, shared
 from llmkg_otel.recovery.breaker import CircuitBreaker
 from llmkg_otel.recovery.fleet import FLEET_SECONDS, NO_WORD
 from llmkg_otel.recovery.store import Word
@@ -43,12 +43,66 @@ def test_a_process_that_starts_later_finds_the_circuit_open(make: Callable[..., 
     assert make().breaker.state == "open"
 
 
-def test_an_operation_that_is_first_used_later_finds_its_circuit_open(make: Callable[..., Instance]) -> None:
+def test_an_operation_that_is_first_used_later_finds_its_circuit_open(
+    make: Callable[..., Instance], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = make(), make()
     one.fail()
+    wait_until(redis_server.client.keys, "the key")
+    monkeypatch.setattr(fleet, "FLEET_SECONDS", 10)  # a busy machine is late now and then
     late = CircuitBreaker("search", CircuitBreakerConfig(), Seen())
-    other.circuits.join(late)
-    wait_until(lambda: late.state == "open", "the state of the fleet")
+    late.fleet = other.circuits.join(late)
+    with pytest.raises(CircuitOpenError):
+        late.admit_sync()
+
+
+@pytest.mark.parametrize("trouble", ["kill", "pause"])
+async def test_the_first_calls_of_an_operation_wait_50_ms_at_most_for_the_fleets_word(
+    trouble: str, make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make()
+    getattr(redis_server, trouble)()
+    late = CircuitBreaker("late", CircuitBreakerConfig(), Seen())
+    late.fleet = one.circuits.join(late)
+    started = time.monotonic()
+    tickets = [
+        *await asyncio.gather(*(late.admit() for _ in range(20))),
+        await asyncio.to_thread(late.admit_sync),
+    ]
+    assert time.monotonic() - started < 2 * FLEET_SECONDS + 0.1
+    assert set(tickets) == {late._ticket}
+    wait_until(lambda: late.door, "calls that do not wait any more")
+    if trouble == "pause":
+        redis_server.resume()
+
+
+async def test_no_first_call_waits_longer_than_it_has_time(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make()
+    redis_server.pause()
+    late = CircuitBreaker("late", CircuitBreakerConfig(), Seen())
+    late.fleet = one.circuits.join(late)
+    started = time.monotonic()
+    for _ in range(20):
+        await late.admit(0.001)
+        await asyncio.to_thread(late.admit_sync, 0.001)
+    assert time.monotonic() - started < 40 * FLEET_SECONDS / 2
+    redis_server.resume()
+
+
+async def test_a_closed_circuit_of_the_fleet_is_asked_for_once(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    one = make()
+    wait_until(lambda: one.breaker.door, "the fleet's first word")
+    before = redis_server.calls("evalsha")
+    late = CircuitBreaker("late", CircuitBreakerConfig(), Seen())
+    late.fleet = one.circuits.join(late)
+    for _ in range(100):
+        late.succeeded(await late.admit(), first=True)
+    wait_until(lambda: late.door, "the fleet's first word")
+    assert redis_server.calls("evalsha") == before + 1
 
 
 def test_one_probe_at_a_time_for_the_whole_fleet_and_its_success_closes_every_circuit(
@@ -107,6 +161,22 @@ def test_other_prefixes_are_other_fleets(make: Callable[..., Instance], redis_se
     one.fail()
     wait_until(lambda: redis_server.client.keys() == [b"llmkg:circuit:search"], "the key")
     assert other.breaker.state == "closed"
+
+
+def test_other_databases_of_one_server_are_other_fleets(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    zero, one, another = (make(uri=f"{redis_server.uri}/{database}") for database in (0, 1, 1))
+    another.fail()
+    one.becomes("open")
+    another.breaker.force_close()
+    one.becomes("closed")
+    zero.fail()
+    wait_until(redis_server.client.keys, "the key in database 0")
+    zero.line.request_probe()
+    wait_until(lambda: zero.line._answer is None, "an answer from the fleet")
+    assert zero.states == ["open"]
+    assert one.states == ["open", "closed"]
 
 
 def test_a_closed_circuit_asks_and_tells_nothing(
@@ -208,6 +278,26 @@ def test_an_override_outlasts_what_the_fleet_says_and_is_told_to_nobody(
     wait_until(lambda: other.breaker._circuit.state == "closed", "the fleet's word")
     assert other.breaker.state == overridden
     assert one.states == ["open", "half_open", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("override", "outcome"), [("force_open", "failed"), ("disable", "failed"), ("disable", "succeeded")]
+)
+def test_the_outcome_of_the_fleets_probe_counts_also_where_it_was_overridden_meanwhile(
+    override: str, outcome: str, make: Callable[..., Instance]
+) -> None:
+    one, other = make(recovery_timeout=0.05), make(recovery_timeout=0.05)
+    one.fail()
+    other.becomes("open")
+    probe = one.probe_in_time()
+    getattr(one.breaker, override)()
+    if outcome == "failed":
+        one.breaker.configure(make().breaker.config)  # open for a minute from now on
+        one.breaker.failed(probe, BROKEN)
+        wait_until(lambda: (other.breaker.retry_after or 0) > 1, "a minute")
+    else:
+        one.breaker.succeeded(probe, first=True)
+        other.becomes("closed")
 
 
 @pytest.mark.parametrize("override", ["force_open", "disable"])

@@ -20,12 +20,14 @@ from llmkg_otel.config import (
     RetryConfig,
 )
 from llmkg_otel.errors import CircuitOpenError, RateLimitedError
+from llmkg_otel.recovery import fleet
 from llmkg_otel.recovery.fleet import FLEET_SECONDS
 from llmkg_otel.testing import attributes_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from support.fleet import Instance
     from support.redis import RedisServer
 
     from llmkg_otel.system import ProductionSystem
@@ -139,6 +141,36 @@ async def test_a_system_starts_and_serves_without_its_store(
         assert await health_of_sharing(system) == "warn"
         assert system.probes.readiness().ok
         assert await system.execute_protected_operation("op", lambda: 1) == 1
+
+
+@pytest.mark.parametrize("known_at_start", [True, False])
+async def test_a_new_process_sends_no_call_to_an_engine_that_its_fleet_has_given_up(
+    known_at_start: bool,
+    make: Callable[..., Instance],
+    make_system: Callable[..., ProductionSystem],
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet, "FLEET_SECONDS", 10)  # a busy machine is late now and then
+    make().fail()
+    wait_until(redis_server.client.keys, "the key")
+    system = make_system(
+        circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr(redis_server.uri)),
+        rate_limiting=RateLimitConfig(enabled=False),
+        operations={"search": OperationConfig()} if known_at_start else {},
+    )
+    reached = 0
+
+    async def dead() -> None:
+        nonlocal reached
+        reached += 1
+        raise ConnectionError
+
+    async with system:
+        calls = [system.execute_protected_operation("search", dead) for _ in range(50)]
+        fates = await asyncio.gather(*calls, return_exceptions=True)
+    assert reached == 0
+    assert {type(fate) for fate in fates} == {CircuitOpenError}
 
 
 async def test_a_probe_that_the_shutdown_cancels_is_given_back(

@@ -77,6 +77,64 @@ def test_of_many_that_ask_one_gets_the_probe_and_the_others_hear_how_long_it_is_
     assert {round(word.wait) for word in words if word.token < 0} == {10}
 
 
+def test_a_lease_outlasts_an_attempt_that_takes_all_its_time_and_the_ways_to_the_store(
+    store: CircuitStore,
+) -> None:
+    opened_long_ago(store)
+    run(store, "probe")
+    lent = run(store, "probe")
+    assert lent.wait == pytest.approx(10 + AWAY_SECONDS, abs=0.3)
+
+
+def test_a_lease_begins_anew_when_its_probe_is_used_and_only_for_its_holder(
+    store: CircuitStore, redis_server: RedisServer
+) -> None:
+    opened_long_ago(store)
+    hasty = CONFIG.model_copy(update={"timeout": 1})
+    token = run(store, "probe", hasty).token
+    run(store, "used", token=token - 1)
+    assert run(store, "probe").wait < 2
+    run(store, "used", token=token)
+    assert run(store, "probe").wait > 9
+
+
+def set_back_an_hour(server: RedisServer) -> None:
+    """Make what the store knows an hour younger, as if its clock had been set back since."""
+    key = f"fleet-1:circuit:{NAME}"
+    held = {
+        field.decode(): int(value) for field, value in server.client.hgetall(key).items() if value.isdigit()
+    }
+    server.client.hset(key, mapping={name: value + 3600_000_000 for name, value in held.items() if value})
+
+
+@pytest.mark.parametrize("state", ["open", "closed"])
+def test_a_transition_wins_over_those_that_are_to_come_by_a_clock_that_was_set_back(
+    state: str, store: CircuitStore, redis_server: RedisServer
+) -> None:
+    run(store, "trip")
+    if state == "closed":
+        run(store, "close")
+    set_back_an_hour(redis_server)
+    before = run(store, "look")
+    told = run(store, "trip")
+    assert told.state == "open"
+    assert told.wait == pytest.approx(60, abs=1)
+    assert told.fence > before.fence
+
+
+def test_a_clock_that_is_set_back_keeps_no_circuit_open_and_no_probe_lent(
+    store: CircuitStore, redis_server: RedisServer
+) -> None:
+    opened_long_ago(store)
+    run(store, "probe")
+    run(store, "trip")
+    set_back_an_hour(redis_server)
+    again = run(store, "probe")
+    assert again.token > 0
+    assert run(store, "probe").token == -1
+    assert run(store, "trip", token=again.token).wait == 60.0
+
+
 @pytest.mark.parametrize("verb", ["trip", "succeeded", "released"])
 def test_the_token_of_a_lease_that_another_has_taken_over_changes_nothing(
     verb: Verb, store: CircuitStore, redis_server: RedisServer

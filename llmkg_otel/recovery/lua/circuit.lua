@@ -24,6 +24,10 @@ local state = held[1] or 'absent'
 local since, fence, lent = tonumber(held[2] or 0), tonumber(held[3] or 0), tonumber(held[4] or 0)
 local expires, successes = tonumber(held[5] or 0), tonumber(held[6] or 0)
 
+if since > now then  -- the clock was set back: a time to come is taken for one long ago
+  since, expires = 0, 0
+end
+
 local function text(number)
   return string.format('%.0f', number)
 end
