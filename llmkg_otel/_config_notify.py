@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from llmkg_otel._config_sources import Section
-from llmkg_otel._config_types import Count, EnvironmentSecret, Pause, Seconds
+from llmkg_otel._config_types import Count, EnvironmentSecret, Pause, Seconds, Whole
 
 __all__ = ["NotifyConfig"]
 
@@ -34,7 +34,7 @@ class NotifyConfig(Section):
     group_interval_seconds: Seconds | None = None
     repeat_interval_seconds: Seconds | None = None
     timeout_seconds: Seconds = 5.0
-    max_retries: int = Field(default=5, ge=0, le=100)
+    max_retries: Whole = Field(default=5, ge=0, le=100)
     max_alerts: Count = 1000
 
     @field_validator("url", "authorization")

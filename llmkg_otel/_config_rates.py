@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, model_validator
 
 from llmkg_otel._config_sources import Section, parse_rate
-from llmkg_otel._config_types import Count, RuleOrRules, StorageUri
+from llmkg_otel._config_types import Count, Number, RuleOrRules, StorageUri
 
 __all__ = ["RateLimitConfig", "RateLimitRule", "RateLimitRules"]
 
@@ -26,7 +26,7 @@ class RateLimitRule(Section):
     the store is slow or down. `local` counts in this process, at the rule divided by `replicas`.
     """
 
-    requests_per_second: float = Field(default=100.0, ge=1e-9, allow_inf_nan=False)
+    requests_per_second: Number = Field(default=100.0, ge=1e-9, allow_inf_nan=False)
     burst_capacity: Count | None = None
     strategy: Literal["token_bucket", "fixed_window", "moving_window", "sliding_window"] = "token_bucket"
     on_store_failure: Literal["local", "fail_open", "fail_closed"] = "local"

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from llmkg_otel._buckets import DURATION_BUCKETS
 from llmkg_otel._config_sources import Section
-from llmkg_otel._config_types import Count, Seconds
+from llmkg_otel._config_types import Count, Seconds, Whole
 
 __all__ = ["SloConfig", "Slos"]
 
@@ -42,7 +42,7 @@ class SloConfig(Section):
     operation: str | None = Field(default=None, min_length=1)
     objective: Annotated[float, AfterValidator(_share)]
     latency_seconds: Annotated[Seconds, AfterValidator(_bound)] | None = None
-    window_days: int = Field(default=30, ge=7, le=90)
+    window_days: Whole = Field(default=30, ge=7, le=90)
     minimum_failures: Count = 5
 
 

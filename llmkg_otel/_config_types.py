@@ -30,6 +30,7 @@ __all__ = [
     "Fraction",
     "Milliseconds",
     "Networks",
+    "Number",
     "OperationName",
     "Pause",
     "Port",
@@ -38,25 +39,35 @@ __all__ = [
     "Share",
     "StorageUri",
     "TokenPairs",
+    "Whole",
     "WindowSize",
     "operation_name",
 ]
 
 
+def _number(value: object) -> object:
+    """Refuse true and false, which YAML also makes of yes and no, and pydantic 1 and 0 of."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")  # noqa: TRY004 - pydantic takes only this for its report
+    return value
+
+
 def _seconds(value: object) -> object:
-    return value.total_seconds() if isinstance(value, timedelta) else value
+    return value.total_seconds() if isinstance(value, timedelta) else _number(value)
 
 
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=1e9, allow_inf_nan=False)]
 """30 years at most: threads cannot wait for ever longer times."""
 Pause = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=1e9, allow_inf_nan=False)]
 """Seconds that may be none."""
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=10**15)]
-Share = Annotated[float, Field(gt=0, le=1)]
-WindowSize = Annotated[int, Field(ge=1, le=100_000)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Milliseconds = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[Whole, Field(ge=1, le=10**15)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+WindowSize = Annotated[Whole, Field(ge=1, le=100_000)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
 
 
 MAX_NAME = 100
@@ -79,7 +90,7 @@ def _exception_type(value: object) -> object:
     module, _, name = value.rpartition(".")
     try:
         found: Any = getattr(importlib.import_module(module) if module else builtins, name)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, TypeError, ValueError):
         raise ValueError(f"{value!r} names no exception that can be imported") from None
     return found
 

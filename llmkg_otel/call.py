@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import time
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from llmkg_otel.errors import InvalidInputError
@@ -58,10 +58,10 @@ class Call:
     `system` is whose call it is, and `parent` the call around it, of this system or another; `nested` says
     that one around it is of the same system, and was admitted for both. `ends_at` is when the time of the
     present attempt, or rung, is up, on the monotonic clock. `task` is the task it runs in, None in a thread;
-    `threads` are those that still run sync operations for it, or within it. `fallback` is the rung of the
-    fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means that an MCP
-    or database span around the call is enriched instead of opening one. `span` and `scope` are the
-    observer's.
+    `threads` are those that run sync operations for it, or were left by a call within it. `fallback` is the
+    rung of the fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means
+    that an MCP or database span around the call is enriched instead of opening one. `span` and `scope` are
+    the observer's.
     """
 
     __slots__ = (
@@ -110,10 +110,14 @@ class Call:
             _check_seconds(timeout_seconds)
         if user_id is not None and not isinstance(user_id, str):
             raise InvalidInputError(f"user_id is of type {type(user_id).__name__}: should be text")
-        if (criticality := criticality or usual_criticality) not in CRITICALITIES:
+        if criticality is None:
+            criticality = usual_criticality
+        elif criticality not in CRITICALITIES:
             raise InvalidInputError(
                 f"criticality = {criticality!r}: should be one of {', '.join(CRITICALITIES)}"
             )
+        if type(cost) is not int or cost < 1:
+            raise InvalidInputError(f"cost = {cost!r}: should be a whole number from 1")
         if correlation_id is not None and not is_correlation_id(correlation_id):
             raise InvalidInputError("a correlation id has 8 to 64 letters, digits, dots, dashes, underscores")
         parent = _current.get()
@@ -131,6 +135,7 @@ class Call:
         if parent is not None:
             if parent.deadline < self.deadline:
                 self.deadline, self.hurried = parent.deadline, True
+                self.timeout = max(0.0, self.deadline - now)
             self.user_id = user_id or parent.user_id
             self.correlation_id = correlation_id or parent.correlation_id
         self.criticality = criticality
@@ -173,18 +178,26 @@ class Call:
         return False
 
     def add_thread(self, thread: Future[Any]) -> None:
-        """Note that a thread runs for this call, and so for those around it, until it has ended.
+        """Note that a thread runs for this call, until it has ended."""
+        with _lock:  # threads make calls too
+            if self.threads is None:
+                self.threads = set()
+            self.threads.add(thread)
+        thread.add_done_callback(self.threads.discard)
+
+    def give_up_threads(self) -> list[Future[Any]]:
+        """Return the threads that still run as the call ends; the calls around it are charged with them.
 
         They hold the permits, and must not retry meanwhile.
         """
-        around: Call | None = self
+        left = list(self.threads) if self.threads else []
+        around = self.parent if left else None
         while around is not None:
-            with _lock:  # threads make calls too
-                if around.threads is None:
-                    around.threads = set()
-                around.threads.add(thread)
-            thread.add_done_callback(around.threads.discard)
+            if not around.ended:
+                for thread in left:
+                    around.add_thread(thread)
             around = around.parent
+        return left
 
     @property
     def left_a_thread(self) -> bool:
@@ -201,7 +214,14 @@ def _check_seconds(seconds: object) -> None:
 _lock = threading.Lock()
 _current: ContextVar[Call | None] = ContextVar("llmkg_call", default=None)
 enter = _current.set
-leave = _current.reset
+
+
+def leave(token: Token[Call | None]) -> None:
+    """Take back what `enter` did."""
+    try:
+        _current.reset(token)
+    except ValueError:
+        return  # a coroutine that is closed from another context, where there is nothing to take back
 
 
 def current_call() -> Call | None:

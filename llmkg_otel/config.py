@@ -24,6 +24,7 @@ from llmkg_otel._config_types import (
     Fraction,
     Milliseconds,
     Networks,
+    Number,
     OperationName,
     Pause,
     Port,
@@ -31,6 +32,7 @@ from llmkg_otel._config_types import (
     Share,
     StorageUri,
     TokenPairs,
+    Whole,
     WindowSize,
 )
 
@@ -69,10 +71,10 @@ class RetryConfig(Section):
     (seconds) is waited out, and up to `jitter_factor` of it more, so that callers do not return as one.
     """
 
-    max_retries: int = Field(default=3, ge=0, le=100)
+    max_retries: Whole = Field(default=3, ge=0, le=100)
     base_delay_ms: Milliseconds = 100.0
     max_delay_ms: Milliseconds = 5000.0
-    backoff_multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    backoff_multiplier: Number = Field(default=2.0, ge=1, allow_inf_nan=False)
     jitter_factor: Fraction = 0.1
     retryable_exceptions: ExceptionTypes = Field(default_factory=lambda: (Exception,))
     excluded_exceptions: ExceptionTypes = ()
@@ -160,10 +162,10 @@ class ResourceLimits(Section):
     """
 
     max_memory_bytes: Count = 2_000_000_000
-    max_cpu_percent: float = Field(default=80.0, gt=0, le=100)
+    max_cpu_percent: Number = Field(default=80.0, gt=0, le=100)
     max_concurrent_operations: Count = 1000
     max_database_connections: Count = 100
-    max_queued_operations: int = Field(default=1000, ge=0)
+    max_queued_operations: Whole = Field(default=1000, ge=0)
     max_queue_wait_seconds: Seconds = 1.0
     max_request_size_bytes: Count = 10_000_000
     max_response_size_bytes: Count = 50_000_000
@@ -235,7 +237,7 @@ class HealthCheckConfig(Section):
     check_timeout_seconds: Seconds = 2.0
     failure_threshold: Count = 3
     history_size: Count = 100
-    min_free_disk_bytes: int = Field(default=500_000_000, ge=0)
+    min_free_disk_bytes: Whole = Field(default=500_000_000, ge=0)
 
 
 class ShutdownConfig(Section):

@@ -6,8 +6,9 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from llmkg_otel._bodies import is_async
+from llmkg_otel._bodies import check_ladder, is_async
 from llmkg_otel.errors import ConfigurationError
+from llmkg_otel.operation import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ def decorator(
     system: ProductionSystem, operation_name: str, fallbacks: Mapping[str, Callable[..., Any]]
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Return what `ProductionSystem.protected` returns."""
+    check_name(operation_name)
+    check_ladder(operation_name, fallbacks)
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         if isinstance(function, staticmethod | classmethod):  # below this decorator, or above it: the same

@@ -110,7 +110,7 @@ class Operation:
 
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""
-        left = list(call.threads) if call.threads else ()
+        left = call.give_up_threads() if call.threads else ()
         if not left:
             for pool in pools:
                 pool.release()
@@ -118,7 +118,9 @@ class Operation:
         for thread in left:
             self.abandoned.add(thread)
             thread.add_done_callback(self.abandoned.discard)
-        self._observer.on_event(TimeLimitIgnored(self.name, time.monotonic() - call.started, returned=False))
+        if call.cut_short:
+            seconds = time.monotonic() - call.started
+            self._observer.on_event(TimeLimitIgnored(self.name, seconds, returned=False))
         _after(left, pools)
 
     def _resize_bulkhead(self, limit: int | None, max_queued: int) -> None:
@@ -134,6 +136,14 @@ class Operation:
             self._bulkhead.resize(limit)
             self.bulkhead = self._bulkhead
         self.pools = (self._permits,) if self.bulkhead is None else (self.bulkhead, self._permits)
+
+
+def check_name(name: object) -> None:
+    """Raise InvalidInputError for what cannot be an operation's name."""
+    try:
+        operation_name(name)
+    except ValueError as wrong:
+        raise InvalidInputError(f"operation {reprlib.repr(name)}: {wrong}") from None
 
 
 def _release(pools: tuple[PermitPool, ...]) -> None:
@@ -191,6 +201,7 @@ class Operations:
 
     def existing(self, name: str) -> Operation:
         """Return an operation that there is already; raise InvalidInputError that names the others."""
+        check_name(name)
         if (operation := self._by_name.get(name)) is None:
             known = ", ".join(sorted(self._by_name)) or "none yet"
             raise InvalidInputError(f"operation {name!r} is not known; known: {known}")
@@ -198,16 +209,21 @@ class Operations:
 
     def configure(self, name: str, config: OperationConfig) -> None:
         """Give an operation its own policies from now on; raise ConfigurationError past the bound."""
-        operation = self._add(name, config)
-        if operation.name != name:
-            raise ConfigurationError(
-                f"operation {name!r}: {MAX_OPERATIONS} operations exist already, it shares those of {OTHER}"
+        check_name(name)
+        if not isinstance(config, OperationConfig):
+            raise InvalidInputError(
+                f"operation {name!r}: its configuration is an OperationConfig, not {config!r}"
             )
         configured = self._config.operations.get(name, OperationConfig()).fallbacks
         if "fallbacks" in config.model_fields_set and config.fallbacks != configured:
             raise ConfigurationError(
                 f"operations.{name}.fallbacks = {config.fallbacks!r}: is read at the start, where it is"
                 f" {configured!r}; set it in the configuration of the system"
+            )
+        operation = self._add(name, config)
+        if operation.name != name:
+            raise ConfigurationError(
+                f"operation {name!r}: {MAX_OPERATIONS} operations exist already, it shares those of {OTHER}"
             )
         operation.configure(config, self._config)
 
@@ -216,10 +232,7 @@ class Operations:
         return (self._permits, *(op.bulkhead for op in self if op.bulkhead is not None))
 
     def _add(self, name: str, config: OperationConfig) -> Operation:
-        try:
-            operation_name(name)
-        except ValueError as wrong:
-            raise InvalidInputError(f"operation {reprlib.repr(name)}: {wrong}") from None
+        check_name(name)
         with self._lock:
             if len(self._by_name) >= MAX_OPERATIONS and name not in self._by_name:
                 name = OTHER

@@ -105,6 +105,7 @@ class Pipeline:
                 call.ended = True
                 op.give_back(pools[:held], call)
                 self._calls.leave(call)
+                call.parent = None  # or work that starts its successor would make an endless chain
         except BaseException as raised:
             error = raised
             raise
@@ -152,6 +153,7 @@ class Pipeline:
                 call.ended = True
                 op.give_back(pools[:held], call)
                 self._calls.leave(call)
+                call.parent = None  # or work that starts its successor would make an endless chain
         except BaseException as raised:
             error = raised
             raise

@@ -272,6 +272,8 @@ class ProductionSystem:
 
     def blame_caller_for(self, *errors: type[Exception]) -> None:
         """Treat these exceptions as the caller's mistakes: never retried, never held against the engine."""
+        for error in errors:
+            _check_class(error)
         self._attempts.caller_errors += errors
 
     def add_connection_pool(
@@ -369,6 +371,11 @@ def _call(op: Operation, options: CallOptions, *, span_owner: bool = True) -> Ca
         system=op.system,
         **options,
     )
+
+
+def _check_class(error: object) -> None:
+    if not (isinstance(error, type) and issubclass(error, Exception)):
+        raise ConfigurationError(f"{error!r}: should be a class of exceptions, below Exception")
 
 
 def create_production_system(engine: Any, config: ProductionConfig | None = None) -> ProductionSystem:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmkg_otel.errors import EngineCancelledError, LlmkgOtelError, OperationTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "any_is",
@@ -86,16 +86,17 @@ def was_cancelled(task: asyncio.Task[Any], before: int, error: BaseException) ->
 
 
 def _has_own_failure(group: BaseExceptionGroup[BaseException]) -> bool:
-    """Say whether a failure in a group came of itself, not of a cancellation on its way out.
-
-    A timeout and an engine's own cancellation have one behind them, which ended with them.
-    """
-    ends = (TimeoutError, EngineCancelledError)
+    """Say whether a failure in a group came of itself, not of a cancellation on its way out."""
     for leaf in leaves(group):
-        cancelled = any(isinstance(each, asyncio.CancelledError) for each in _history(leaf, ends))
-        if not cancelled:
+        history = _history(leaf, ends=_ended_a_cancellation)
+        if not any(isinstance(each, asyncio.CancelledError) for each in history):
             return True
     return False
+
+
+def _ended_a_cancellation(error: BaseException) -> bool:
+    """Say whether it is a timeout, or an engine's own: the cancellation behind it was meant to become it."""
+    return isinstance(error, TimeoutError | EngineCancelledError)
 
 
 def retry_after_seconds(error: BaseException) -> float:
@@ -123,13 +124,15 @@ def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
     Cancellation and exits are not failures. A timeout, of Python's class or one of a library's own
     (`httpx.ReadTimeout`), and a connection lost in the middle leave the outcome unknown, as does an engine
     that cancelled itself; so does what was raised from one of these, or while it was handled. Only an
-    idempotent operation is repeated then. Errors of this layer that do not blame the engine are final:
-    whoever refused said when to come back, and a wrong argument stays wrong. Of a group, each one has to
-    allow it.
+    idempotent operation is repeated then. A connection that was never made says that nothing was sent.
+    Errors of this layer that do not blame the engine are final: whoever refused said when to come back, and
+    a wrong argument stays wrong. Of a group, each one has to allow it.
     """
     if not isinstance(error, Exception) or any(_is_final(leaf) for leaf in leaves(error)):
         return False
-    return idempotent or not any(_leaves_outcome_unknown(each) for each in _history(error))
+    return idempotent or not any(
+        _leaves_outcome_unknown(each) for each in _history(error, ends=_was_not_sent)
+    )
 
 
 def _is_final(error: BaseException) -> bool:
@@ -140,12 +143,12 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _history(
-    error: BaseException, ends: tuple[type[BaseException], ...] = (), *, whole: bool = False
+    error: BaseException, *, ends: Callable[[BaseException], bool] = lambda _: False, whole: bool = False
 ) -> Iterator[BaseException]:
     """Give an error, what it was raised from or during the handling of, and so on; of groups, their members.
 
-    What the caller was handling when it called is not part of it. Nothing is looked for behind errors of
-    the classes in `ends`. `whole` gives groups too.
+    What the caller was handling when it called is not part of it. What is behind an error that `ends` it is
+    not looked at. `whole` gives groups too.
     """
     waiting: list[BaseException | None] = [error]
     handled = sys.exception()
@@ -161,7 +164,7 @@ def _history(
             waiting.extend(each.exceptions)
         if whole or not isinstance(each, BaseExceptionGroup):
             yield each
-        if not isinstance(each, ends):
+        if not ends(each):
             waiting += (each.__cause__, each.__context__)
 
 
@@ -180,13 +183,30 @@ _LOST_NAMES = frozenset(
     }
 )
 """What requests, urllib3, httpx, aiohttp and neo4j call a connection that was lost in the middle."""
+_NOT_SENT = frozenset(
+    {
+        "ClientConnectorError",
+        "ConnectError",
+        "ConnectTimeout",
+        "ConnectTimeoutError",
+        "NewConnectionError",
+        "PoolTimeout",
+    }
+)
+"""What they call a connection that was never made: nothing was sent, whatever is behind it."""
 _OUT_OF_TIME = ("Timeout", "TimeoutError", "TimeoutException")
 """How the names of timeouts end: client libraries have classes of their own."""
+
+
+def _was_not_sent(error: BaseException) -> bool:
+    return not _NOT_SENT.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def _leaves_outcome_unknown(error: BaseException) -> bool:
     """Say whether it tells of a timeout, a connection lost in the middle, or an engine's cancellation."""
     names = [kind.__name__ for kind in type(error).__mro__]
+    if not _NOT_SENT.isdisjoint(names):
+        return False
     return (
         isinstance(error, (EngineCancelledError, *_LOST))
         or any(name.endswith(_OUT_OF_TIME) for name in names)

@@ -145,8 +145,8 @@ class TelemetryObserver:
     def on_event(self, event: Event) -> None:
         """Write one event to its metric and to the log."""
         try:
-            if isinstance(event, BreakerTransitioned) and event.state == "open":
-                self._opened_by[event.name] = get_current_span().get_span_context()
+            if isinstance(event, BreakerTransitioned):
+                self._note_opening(event)
             elif isinstance(event, LifecycleChanged | ShutdownPhaseEnded):
                 self._trace_shutdown(event)
             elif isinstance(event, CheckpointEnded):
@@ -185,6 +185,13 @@ class TelemetryObserver:
             span.add_link(opened_by)
         self._records.rejected(call.operation, error)
 
+    def _note_opening(self, event: BreakerTransitioned) -> None:
+        """Keep the span that opened a circuit, for links to it, until an operator or a success ends that."""
+        if event.state == "open":
+            self._opened_by[event.name] = get_current_span().get_span_context()
+        elif event.state != "half_open":
+            self._opened_by.pop(event.name, None)
+
     def _mark_fallback(self, call: Call) -> dict[str, str]:
         """Tell the span what answered and why; return what the metric is told."""
         name = cast("str", call.fallback)
@@ -194,6 +201,7 @@ class TelemetryObserver:
         call.span.set_attribute(semconv.FALLBACK_NAME, name)
         if call.failure is not None:
             call.span.set_attribute(semconv.FALLBACK_REASON, error_type(call.failure))
+            call.failure = None  # its traceback holds the engine's frames
         return {semconv.FALLBACK_NAME: name}
 
     def _trace_shutdown(self, event: LifecycleChanged | ShutdownPhaseEnded) -> None:

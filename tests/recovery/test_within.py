@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.calls import join_operations
 
-from llmkg_otel.call import Call, current_call
+from llmkg_otel.call import Call, current_call, remaining_time
 from llmkg_otel.config import (
     CircuitBreakerConfig,
     OperationConfig,
@@ -22,7 +24,7 @@ from llmkg_otel.config import (
 )
 from llmkg_otel.errors import OperationTimeoutError, RateLimitedError, ShuttingDownError
 from llmkg_otel.system import ProductionSystem
-from llmkg_otel.testing import captured_telemetry
+from llmkg_otel.testing import CapturedTelemetry, captured_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,6 +143,8 @@ async def test_a_system_within_another_ones_call_keeps_its_own_limits(
     async def store() -> None:
         call = current_call()
         assert call is not None
+        assert call.parent is not None
+        assert call.deadline == call.parent.deadline
         seen.append(call)
 
     async def op() -> None:
@@ -151,9 +155,7 @@ async def test_a_system_within_another_ones_call_keeps_its_own_limits(
     await outer.execute_protected_operation("op", op, user_id="ada", correlation_id="correlated")
     (call,) = seen
     assert not call.nested
-    assert call.parent is not None
     assert (call.user_id, call.correlation_id) == ("ada", "correlated")
-    assert call.deadline == call.parent.deadline
 
 
 async def test_a_call_back_into_the_first_system_was_admitted_there(
@@ -327,3 +329,95 @@ async def test_the_errors_of_a_call_that_has_tried_again_are_let_go_with_it(
         assert [error() for error in errors] == [None, None, None]
     finally:
         gc.enable()
+
+
+async def test_a_sync_call_that_goes_on_in_the_background_is_not_charged_to_the_call_that_began_it(
+    system: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    release, began = threading.Event(), threading.Event()
+
+    def inner() -> None:
+        began.set()
+        release.wait(30)
+
+    async def outer() -> asyncio.Task[None]:
+        task = asyncio.create_task(system.execute_protected_operation("inner", inner))
+        await asyncio.to_thread(began.wait, 30)
+        return task
+
+    background = await system.execute_protected_operation("outer", outer)
+    usage = [pool.usage for pool in system.operations.pools()]
+    release.set()
+    await background
+    assert usage == [0]
+    assert limits_ignored(telemetry) == 0
+
+
+async def test_a_caller_who_cancels_a_sync_call_is_no_limit_that_was_ignored(
+    system: ProductionSystem, telemetry: CapturedTelemetry
+) -> None:
+    release, began = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        began.set()
+        release.wait(30)
+
+    call = asyncio.create_task(system.execute_protected_operation("op", waits))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(began.wait, 30)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    (op,) = system.operations
+    assert len(op.abandoned) == 1
+    release.set()
+    join_operations()
+    assert limits_ignored(telemetry) == 0
+
+
+def limits_ignored(telemetry: CapturedTelemetry) -> int:
+    name = "llmkg.operation.time_limit_ignored"
+    return sum(each.log_record.event_name == name for each in telemetry.logs())
+
+
+async def test_work_that_starts_its_successor_makes_no_chain(system: ProductionSystem) -> None:
+    lengths: list[int] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def job(left: int) -> None:
+        around, length = current_call(), 0
+        while around is not None:
+            around, length = around.parent, length + 1
+        lengths.append(length)
+        if left:
+            successor = system.execute_protected_operation("job", lambda: job(left - 1))
+            tasks.append(asyncio.create_task(successor))
+            await asyncio.sleep(0)
+
+    await job(20)
+    while len(lengths) < 21:
+        await asyncio.gather(*tasks)
+    assert max(lengths) <= 3
+
+
+def test_time_that_the_outer_call_has_left_is_what_an_inner_one_is_told_of(system: ProductionSystem) -> None:
+    def outer() -> None:
+        while (left := remaining_time()) is not None and left > 0:
+            time.sleep(left)
+        system.execute_protected_operation_sync("inner", lambda: None)
+
+    with pytest.raises(OperationTimeoutError, match=r"inner did not finish within its total deadline of 0 s"):
+        system.execute_protected_operation_sync("outer", outer, timeout_seconds=0.01)
+
+
+async def test_a_call_that_is_dropped_from_another_context_gives_back_what_it_held(
+    make_system: MakeSystem,
+) -> None:
+    """As the interpreter does with the tasks of a loop that is gone."""
+    system = make_system()
+    coroutine = system.execute_protected_operation("op", hangs)
+    copy_context().run(coroutine.send, None)
+    copy_context().run(coroutine.close)
+    assert len(system.calls) == 0
+    assert [pool.usage for pool in system.operations.pools()] == [0]
+    assert system.circuit_breaker("op").calls["ignored"] == 1

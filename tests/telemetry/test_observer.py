@@ -153,6 +153,22 @@ async def test_a_call_that_an_open_circuit_refused_links_to_the_span_that_opened
     assert opener.links == ()
 
 
+async def test_a_circuit_that_has_closed_since_links_to_nothing_when_it_is_opened_by_hand(
+    make_system: MakeSystem, telemetry: CapturedTelemetry
+) -> None:
+    breaker = CircuitBreakerConfig(failure_threshold=1, recovery_timeout=0.001, success_threshold=1)
+    system = make_system(retry=RetryConfig(max_retries=0), circuit_breaker=breaker)
+    with pytest.raises(ConnectionError):
+        await asynchronous(system, exits(ConnectionError()))
+    await asyncio.sleep(0.002)  # for the circuit's recovery_timeout
+    await asynchronous(system, lambda: None)
+    system.circuit_breaker("op").force_open()
+    with pytest.raises(CircuitOpenError):
+        await asynchronous(system, lambda: None)
+    *_, refused = telemetry.spans("op")
+    assert refused.links == ()
+
+
 async def test_a_circuit_forced_open_by_hand_has_no_span_to_link_to(
     system: ProductionSystem, telemetry: CapturedTelemetry
 ) -> None:
