@@ -127,8 +127,6 @@ def test_a_call_counts_as_many_times_as_it_costs_and_a_refused_one_not_at_all() 
     ("cost", "told"),
     [
         (6, "the operation rate limit of 0.001/second (burst 5) lets at most 5 through at once"),
-        (0, "should be a whole number from 1"),
-        (1.5, "should be a whole number from 1"),
         (5, None),
     ],
 )
