@@ -64,17 +64,19 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for: most commands of the CLI need no OpenTelemetry.
+if not TYPE_CHECKING:  # else a checker would take any name for one of these
 
-    Raises ConfigurationError for an `OTEL_*` variable that the import of OpenTelemetry would fail on.
-    """
-    for module, names in _MODULES.items():
-        if name in names:
-            check_before_import()
-            value = globals()[name] = getattr(import_module(f"llmkg_otel.{module}"), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first asked for: most commands of the CLI need no OpenTelemetry.
+
+        Raises ConfigurationError for an `OTEL_*` variable that the import of OpenTelemetry would fail on.
+        """
+        for module, names in _MODULES.items():
+            if name in names:
+                check_before_import()
+                value = globals()[name] = getattr(import_module(f"llmkg_otel.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

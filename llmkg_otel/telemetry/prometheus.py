@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics.export import ExponentialHistogram, Histogram, Hi
 from opentelemetry.trace import format_span_id, format_trace_id
 from prometheus_client.samples import Exemplar
 
-from llmkg_otel.telemetry.series import one_point_a_series
+from llmkg_otel.telemetry.series import RESERVED, one_point_a_series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -161,26 +161,29 @@ def _one_bucket(point: ExponentialHistogramDataPoint) -> HistogramDataPoint:
 
 
 def _relabel(family: Family, known: Family, scope: Mapping[str, str]) -> set[int]:
-    """Take empty labels away, and add the scope to samples that are in the known family already.
+    """Take empty labels away, and add the scope to series that are in the known family already.
 
-    Returns the samples that are there even so: two names of one scope may differ in Prometheus' eyes only
-    by what is no letter.
+    A histogram's buckets, sum and count go together: those of two scopes with other bounds would mix.
+    Returns the samples whose series are there even so: two names of one scope may differ in Prometheus' eyes
+    only by what is no letter.
     """
-    seen = {_series(s.name, s.labels) for s in known.samples} if known is not family else set()
+    others = known.samples if known is not family else []
+    seen: dict[Labels, Labels | None] = dict.fromkeys(_series(sample.labels) for sample in others)
     doubles = set()
     for index, sample in enumerate(family.samples):
+        before = _series(sample.labels)
         labels = {key: value for key, value in sample.labels.items() if value}
-        if _series(sample.name, labels) in seen:
+        if seen.get(_series(labels), before) != before:
             labels |= scope
-        if (series := _series(sample.name, labels)) in seen:
+        if seen.setdefault(_series(labels), before) != before:
             doubles.add(index)
-        seen.add(series)
         family.samples[index] = sample._replace(labels=labels)
     return doubles
 
 
-def _series(name: str, labels: Mapping[str, str]) -> tuple[str, Labels]:
-    return name, frozenset(labels.items())
+def _series(labels: Mapping[str, str]) -> Labels:
+    """Return what the samples of one series of a family have in common."""
+    return frozenset((key, value) for key, value in labels.items() if key != RESERVED)
 
 
 def _exemplar(exemplar: SdkExemplar) -> Exemplar:

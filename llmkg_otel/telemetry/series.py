@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import Histogram, Metric, Sum
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["one_point_a_series"]
+__all__ = ["RESERVED", "one_point_a_series"]
 
 RESERVED = "le"
 """A histogram's own label; an attribute of this name becomes `exported_le`."""

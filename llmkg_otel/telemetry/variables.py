@@ -39,6 +39,8 @@ class _Rule(NamedTuple):
     variables: Iterable[str]
     allowed: str
     accepts: Callable[[str], bool]
+    takes_blank: bool = True
+    """Whether the SDK reads blank as not set; it fails on a few."""
 
 
 def check_before_import() -> None:
@@ -72,7 +74,9 @@ def _hold(*rules: _Rule) -> None:
     for rule in rules:
         for variable in rule.variables:
             value = os.environ.get(variable)
-            if value is not None and not rule.accepts(value):
+            if value is None or (rule.takes_blank and not value.strip()):
+                continue
+            if not rule.accepts(value):
                 raise ConfigurationError(f"{variable} = {redact_text(value)!r}: must be {rule.allowed}")
 
 
@@ -81,7 +85,7 @@ def _hold_to_installed(variable: str, group: str, also: str = "") -> None:
     if _text(variable):
         known = {each.name for each in entry_points(group=group)} | {also} - {""}
         allowed = f"one that is installed: {', '.join(sorted(known))}"
-        _hold(_Rule((variable,), allowed, lambda value: known.issuperset(_listed(value))))
+        _hold(_Rule((variable,), allowed, lambda value: {*_listed(value)} <= known or value.lower() == also))
 
 
 def _rules(signal: str, *, exports: bool) -> Iterator[_Rule]:
@@ -91,7 +95,8 @@ def _rules(signal: str, *, exports: bool) -> Iterator[_Rule]:
         if _text("OTEL_TRACES_SAMPLER") in RATIOS:
             yield _Rule(("OTEL_TRACES_SAMPLER_ARG",), "a number from 0 to 1", lambda v: _within(v, 0, 1))
     elif signal == "metrics":
-        yield _one_of("OTEL_METRICS_EXEMPLAR_FILTER", "trace_based", "always_on", "always_off")
+        filters = _one_of("OTEL_METRICS_EXEMPLAR_FILTER", "trace_based", "always_on", "always_off")
+        yield filters._replace(takes_blank=False)
         times = ("OTEL_METRIC_EXPORT_INTERVAL", "OTEL_METRIC_EXPORT_TIMEOUT")
         if exports:
             yield _Rule(times, "milliseconds, more than 0", _is_positive)
@@ -101,8 +106,8 @@ def _rules(signal: str, *, exports: bool) -> Iterator[_Rule]:
 
 
 def _check_batch(prefix: str) -> None:
-    queue = int(os.environ.get(f"{prefix}_MAX_QUEUE_SIZE", DEFAULT_QUEUE_SIZE))
-    batch = int(os.environ.get(f"{prefix}_MAX_EXPORT_BATCH_SIZE", DEFAULT_BATCH_SIZE))
+    queue = int(_text(f"{prefix}_MAX_QUEUE_SIZE") or DEFAULT_QUEUE_SIZE)
+    batch = int(_text(f"{prefix}_MAX_EXPORT_BATCH_SIZE") or DEFAULT_BATCH_SIZE)
     if batch > queue:
         raise ConfigurationError(
             f"{prefix}_MAX_EXPORT_BATCH_SIZE = {batch}: must be at most"
@@ -115,17 +120,15 @@ def _otlp_rules(signal: str, transports: set[str]) -> Iterator[_Rule]:
     def both(what: str) -> tuple[str, str]:
         return f"OTEL_EXPORTER_OTLP_{what}", f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}"
 
-    yield _Rule(both("TIMEOUT"), "seconds, more than 0", _is_positive)
+    yield _Rule(both("TIMEOUT"), "seconds, more than 0", _is_positive, takes_blank=False)
     if "grpc" in transports:
-        yield _Rule(both("COMPRESSION"), "gzip, or not set, with gRPC", lambda v: v.strip().lower() == "gzip")
+        yield _Rule(both("COMPRESSION"), "gzip, or not set, with gRPC", _is_gzip, takes_blank=False)
         yield _Rule(both("ENDPOINT"), "http://HOST:PORT, https://HOST:PORT or HOST:PORT", _is_grpc_target)
     if "http/protobuf" in transports:
         yield _Rule(both("COMPRESSION"), "gzip, deflate or none", _compresses)
-        yield _Rule(
-            both("ENDPOINT"), "a URL: http:// or https:// and a host", lambda v: not v or _is_http_url(v)
-        )
+        yield _Rule(both("ENDPOINT"), "a URL: http:// or https:// and a host", _is_http_url)
     for file in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"):
-        yield _Rule(both(file), "a file that can be read", lambda v: not v or os.access(v, os.R_OK))
+        yield _Rule(both(file), "a file that can be read", lambda v: os.access(v, os.R_OK))
     if signal == "metrics":
         prefix = "OTEL_EXPORTER_OTLP_METRICS_"
         yield _one_of(f"{prefix}TEMPORALITY_PREFERENCE", "cumulative", "delta", "lowmemory")
@@ -156,11 +159,15 @@ def _text(variable: str) -> str:
 
 
 def _compresses(value: str) -> bool:
-    return value.strip().lower() in ("", "gzip", "deflate", "none")
+    return value.strip().lower() in ("gzip", "deflate", "none")
+
+
+def _is_gzip(value: str) -> bool:
+    return value.strip().lower() == "gzip"
 
 
 def _is_limit(value: str) -> bool:
-    return not value.strip() or value.strip() == "0" or _is_count(value)
+    return value.strip() == "0" or _is_count(value)
 
 
 def _is_count(value: str) -> bool:

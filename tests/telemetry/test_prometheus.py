@@ -252,6 +252,24 @@ def test_what_would_still_be_a_series_twice_is_left_out_once_and_told_of(
     ]
 
 
+@pytest.mark.parametrize("bounds", [[2.0, 10.0, 20.0], [1.0, 10.0]])
+def test_two_scopes_histograms_of_one_name_are_two_whole_series(bounds: list[float]) -> None:
+    """Whatever their bounds: a bucket of one among those of the other would make both wrong."""
+    collected, provider = CollectedMetrics(), MeterProvider()
+    collected.attach(provider)
+    attributes = {"db.system.name": "neo4j"}
+    for scope, edges, value in (("ours", [1.0, 10.0], 5.0), ("theirs", bounds, 1.5)):
+        meter = provider.get_meter(scope)
+        histogram = meter.create_histogram("db.duration", "s", explicit_bucket_boundaries_advisory=edges)
+        histogram.record(value, attributes)
+    _, text = collected.expose("application/openmetrics-text; version=1.0.0")
+    families: Any = parser.text_string_to_metric_families(text.decode())  # type: ignore[no-untyped-call]
+    (family,) = [family for family in families if "db_dur" in family.name]
+    scopes = [sample.labels.get("otel_scope_name", "") for sample in family.samples]
+    assert scopes == [""] * 5 + ["theirs"] * (len(bounds) + 3)
+    assert [sample.value for sample in family.samples if sample.name.endswith("_sum")] == [5.0, 1.5]
+
+
 def test_promtool_and_prometheus_clients_parser_take_what_users_attributes_do_to_a_scrape(
     reading: Reading,
 ) -> None:

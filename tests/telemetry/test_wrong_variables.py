@@ -24,12 +24,12 @@ WRONG = {
     "OTEL_EXPORTER_OTLP_PROTOCOL=http/json": "grpc, http/protobuf",
     "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=pigeon": "grpc, http/protobuf",
     "OTEL_EXPORTER_OTLP_ENDPOINT=nonsense": "http://HOST:PORT",
-    "OTEL_EXPORTER_OTLP_ENDPOINT=": "http://HOST:PORT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://[::1": "http://HOST:PORT",
     f"OTEL_EXPORTER_OTLP_ENDPOINT=collector:4318 {HTTP}": "a URL",
     f"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=http://:4318 {HTTP}": "a URL",
     f"OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:http {HTTP}": "a URL",
     "OTEL_EXPORTER_OTLP_TIMEOUT=x": "seconds",
+    "OTEL_EXPORTER_OTLP_TIMEOUT=": "seconds",
     f"OTEL_EXPORTER_OTLP_METRICS_TIMEOUT=-1 {HTTP}": "seconds",
     "OTEL_EXPORTER_OTLP_TIMEOUT=nan": "seconds",
     "OTEL_EXPORTER_OTLP_COMPRESSION=zip": "gzip",
@@ -39,7 +39,8 @@ WRONG = {
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=sometimes": "cumulative",
     "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION=x": "explicit_bucket_histogram",
     "OTEL_BSP_MAX_QUEUE_SIZE=abc": "a whole number above 0",
-    "OTEL_BSP_MAX_QUEUE_SIZE=": "a whole number above 0",
+    "OTEL_EXPORTER_OTLP_COMPRESSION=": "gzip",
+    "OTEL_METRICS_EXEMPLAR_FILTER=": "trace_based",
     "OTEL_BSP_SCHEDULE_DELAY=-1": "a whole number above 0",
     "OTEL_BSP_EXPORT_TIMEOUT=1.5": "a whole number above 0",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=4096": "at most OTEL_BSP_MAX_QUEUE_SIZE, which is 2048",
@@ -99,6 +100,8 @@ def test_each_is_named_with_its_value_and_what_is_right_and_nothing_is_set() -> 
     [
         "OTEL_EXPORTER_OTLP_ENDPOINT=collector:4317 OTEL_EXPORTER_OTLP_INSECURE=true",
         f"OTEL_EXPORTER_OTLP_ENDPOINT=https://u:p@[::1]:4318/otlp OTEL_EXPORTER_OTLP_COMPRESSION=none {HTTP}",
+        f"OTEL_EXPORTER_OTLP_ENDPOINT= OTEL_EXPORTER_OTLP_COMPRESSION= {HTTP}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT= OTEL_PROPAGATORS=None",
         "OTEL_SPAN_LINK_COUNT_LIMIT= OTEL_PROPAGATORS=none OTEL_EXPERIMENTAL_RESOURCE_DETECTORS=host,*",
         "OTEL_TRACES_SAMPLER=always_off OTEL_TRACES_SAMPLER_ARG=x OTEL_BSP_MAX_QUEUE_SIZE=512",
         "OTEL_METRICS_EXPORTER=none OTEL_METRIC_EXPORT_INTERVAL=0 OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=x",
@@ -110,6 +113,24 @@ def test_what_opentelemetry_takes_is_taken_without_a_word(text: str) -> None:
     done = run(code, **EXPORTING | settings(text))
     assert "TracerProvider" in done.stdout
     assert done.stderr == ""
+
+
+BLANK = (
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+)
+
+
+def test_blank_is_not_set_also_where_the_sdk_has_a_word_to_say_to_it() -> None:
+    """Helm's values are often blank."""
+    code = "make(); told(names=names()); import os; sys = __import__('sys'); sys.stdout.flush(); os._exit(0)"
+    blank = dict.fromkeys(BLANK, "")
+    done = run(code, **EXPORTING | blank | {"OTEL_TRACES_SAMPLER": "traceidratio"})
+    assert "TracerProvider" in done.stdout
+    assert "ConfigurationError" not in done.stderr
 
 
 def test_a_secret_in_an_endpoint_is_not_told() -> None:
