@@ -123,7 +123,8 @@ def _otlp_rules(signal: str, transports: set[str]) -> Iterator[_Rule]:
     yield _Rule(both("TIMEOUT"), "seconds, more than 0", _is_positive, takes_blank=False)
     if "grpc" in transports:
         yield _Rule(both("COMPRESSION"), "gzip, or not set, with gRPC", _is_gzip, takes_blank=False)
-        yield _Rule(both("ENDPOINT"), "http://HOST:PORT, https://HOST:PORT or HOST:PORT", _is_grpc_target)
+        target = "http://HOST:PORT, https://HOST:PORT or HOST:PORT"
+        yield _Rule(both("ENDPOINT"), target, _is_grpc_target, takes_blank=False)
     if "http/protobuf" in transports:
         yield _Rule(both("COMPRESSION"), "gzip, deflate or none", _compresses)
         yield _Rule(both("ENDPOINT"), "a URL: http:// or https:// and a host", _is_http_url)
