@@ -60,14 +60,15 @@ class Call:
     present attempt, or rung, is up, on the monotonic clock. `task` is the task it runs in, None in a thread;
     `threads` are those that run sync operations for it, or were left by a call within it. `fallback` is the
     rung of the fallback ladder that answered, and `failure` what it stood in for. `span_owner` False means
-    that an MCP or database span around the call is enriched instead of opening one. `span` and `scope` are
-    the observer's.
+    that an MCP or database span around the call is enriched instead of opening one. `span`, `scope` and
+    `context` are the observer's.
     """
 
     __slots__ = (
         "attempt_seconds",
         "attempts",
         "cancelled",
+        "context",
         "correlation_id",
         "cost",
         "criticality",
@@ -96,15 +97,15 @@ class Call:
         self,
         operation: str,
         timeout: float,
-        user_id: str | None = None,
-        correlation_id: str | None = None,
-        *,
-        cost: int = 1,
-        timeout_seconds: float | None = None,
-        criticality: Criticality | None = None,
         usual_criticality: Criticality = "default",
         span_owner: bool = True,
         system: object = None,
+        *,
+        user_id: str | None = None,
+        correlation_id: str | None = None,
+        cost: int = 1,
+        timeout_seconds: float | None = None,
+        criticality: Criticality | None = None,
     ) -> None:
         if timeout_seconds is not None:
             _check_seconds(timeout_seconds)
@@ -149,6 +150,7 @@ class Call:
         self.parent = parent
         self.span: Any = None
         self.scope: Any = None
+        self.context: Any = None
         self.task: asyncio.Task[Any] | None = None
         self.threads: set[Future[Any]] | None = None
         self.fallback: str | None = None

@@ -363,14 +363,7 @@ class ProductionSystem:
 
 
 def _call(op: Operation, options: CallOptions, *, span_owner: bool = True) -> Call:
-    return Call(
-        op.name,
-        op.timeout,
-        usual_criticality=op.criticality,
-        span_owner=span_owner,
-        system=op.system,
-        **options,
-    )
+    return Call(op.name, op.timeout, op.criticality, span_owner, op.system, **options)
 
 
 def _check_class(error: object) -> None:

@@ -58,21 +58,23 @@ class PermitPool:
     @property
     def pending(self) -> int:
         """Calls that wait now."""
-        return len(self._queue)
+        return self._queue.length
 
     def resize(self, limit: int) -> None:
         """Change how many permits exist; permits in use stay valid until released."""
         with self._lock:
             self.limit = limit
-            while self._queue and self.usage < limit:
+            while self._queue.length and self.usage < limit:
                 self._grant_next()
 
     def try_acquire(self, criticality: Criticality = "default") -> bool:
         """Take a permit if one is free and nobody waits for it; never waits."""
         with self._lock:
-            if self.usage >= self.limit or self._queue:
+            if self.usage >= self.limit or self._queue.length:
                 return False
-            self._take(criticality)
+            self.usage += 1  # `_take` without a call
+            if self._shedding is not None:
+                self._shedding.accepted(criticality, self.usage)
             return True
 
     async def acquire(self, operation: str, seconds: float, criticality: Criticality = "default") -> None:
@@ -123,7 +125,7 @@ class PermitPool:
         """Give a permit back: to the first that waits, if any."""
         with self._lock:
             self.usage -= 1
-            while self._queue and self.usage < self.limit:
+            while self._queue.length and self.usage < self.limit:
                 self._grant_next()
 
     def _take(self, criticality: Criticality) -> None:
@@ -140,8 +142,8 @@ class PermitPool:
     def _enqueue(self, operation: str, seconds: float, criticality: Criticality) -> tuple[Waiter, float]:
         waiter = Waiter(criticality)
         with self._lock:
-            full = self.usage >= self.limit and len(self._queue) >= self.max_queued
-            if full and not (len(self._queue) and self._queue.make_room_for(criticality)):
+            full = self.usage >= self.limit and self._queue.length >= self.max_queued
+            if full and not (self._queue.length and self._queue.make_room_for(criticality)):
                 raise self._refusal(operation, criticality, "queue_full")
             patience = self._queue.patience(criticality, seconds)
             self._queue.push(waiter)
@@ -164,7 +166,7 @@ class PermitPool:
         self, operation: str, criticality: Criticality, reason: str, seconds: float = 0.0
     ) -> OverloadedError:
         why = {
-            "queue_full": f"{len(self._queue)} calls wait already",
+            "queue_full": f"{self._queue.length} calls wait already",
             "waited": f"no permit came free within {seconds:.3g} s",
             "made_room": "a call that matters more took its place in the queue",
         }[reason]

@@ -56,17 +56,14 @@ class WaitQueue:
         self._clock = clock
         levels = CRITICALITIES if self._shedding is not None else ("default",)
         self._waiting: dict[str, deque[Waiter]] = {level: deque() for level in levels}
-        self._length = 0
+        self.length = 0  # read for each call
         self._busy_since = 0.0
-
-    def __len__(self) -> int:
-        return self._length
 
     @property
     def overloaded(self) -> bool:
         """Whether the queue has not been empty for longer than a burst lasts."""
         shedding = self._shedding
-        if shedding is None or not self._length:
+        if shedding is None or not self.length:
             return False
         return self._clock() - self._busy_since > shedding.queue_interval_seconds
 
@@ -79,16 +76,16 @@ class WaitQueue:
     def push(self, waiter: Waiter) -> None:
         """Add a newcomer."""
         waiter.since = self._clock()
-        if not self._length:
+        if not self.length:
             self._busy_since = waiter.since
-        self._length += 1
+        self.length += 1
         self._level(waiter).append(waiter)
 
     def pop(self) -> Waiter:
         """Take out whose turn it is; the queue must not be empty."""
         newest_first = self.overloaded
         waiting = next(level for level in self._waiting.values() if level)
-        self._length -= 1
+        self.length -= 1
         waiter = waiting.pop() if newest_first else waiting.popleft()
         if newest_first:
             self._send_away_the_late()
@@ -100,7 +97,7 @@ class WaitQueue:
         latest = self._clock() - self._shedding.queue_target_seconds
         for level in CRITICALITIES[1:]:
             while (waiting := self._waiting[level]) and waiting[0].since < latest:
-                self._length -= 1
+                self.length -= 1
                 waiting.popleft().send_away("waited")
 
     def remove(self, waiter: Waiter) -> None:
@@ -108,7 +105,7 @@ class WaitQueue:
         level = self._level(waiter)
         if waiter in level:
             level.remove(waiter)
-            self._length -= 1
+            self.length -= 1
 
     def make_room_for(self, criticality: Criticality) -> bool:
         """Send away whoever matters less than a newcomer, the longest waiting first; say whether one was."""
@@ -116,7 +113,7 @@ class WaitQueue:
             return False
         for level in reversed(CRITICALITIES[CRITICALITIES.index(criticality) + 1 :]):
             if waiting := self._waiting[level]:
-                self._length -= 1
+                self.length -= 1
                 waiting.popleft().send_away("made_room")
                 return True
         return False

@@ -73,8 +73,11 @@ class TelemetryObserver:
                 attributes = self._attributes[call.operation] = {semconv.OPERATION_NAME: call.operation}
             if call.span_owner or not (span := get_current_span()).get_span_context().is_valid:
                 call.span_owner = True  # nobody else covers the call
-                span = self._tracer.start_span(call.operation)
-                call.scope = otel_context.attach(set_span_in_context(span))
+                # The context is looked up once: the SDK would do it for each of these, and for the histogram.
+                context = otel_context.get_current()
+                span = self._tracer.start_span(call.operation, context)
+                call.context = context = set_span_in_context(span, context)
+                call.scope = otel_context.attach(context)
             else:
                 span.set_attributes(attributes)
             call.span = span
@@ -91,12 +94,12 @@ class TelemetryObserver:
         try:
             attributes = self._attributes[call.operation]
             if error is None and call.fallback is None:
-                self._duration.record(seconds, attributes)
+                self._duration.record(seconds, attributes, call.context)
             elif error is None:
-                self._duration.record(seconds, attributes | self._mark_fallback(call))
+                self._duration.record(seconds, attributes | self._mark_fallback(call), call.context)
             else:
                 kind = error_type(error)
-                self._duration.record(seconds, {**attributes, semconv.ERROR_TYPE: kind})
+                self._duration.record(seconds, {**attributes, semconv.ERROR_TYPE: kind}, call.context)
                 self._mark_failed(call, error, kind)
             if call.attempts > 1:
                 call.span.set_attribute(semconv.ATTEMPTS, call.attempts)

@@ -27,7 +27,7 @@ def queue_of(
 
 def turns(queue: WaitQueue, waiters: list[Waiter]) -> list[int]:
     order = []
-    while queue:
+    while queue.length:
         order.append(waiters.index(queue.pop()))
     return order
 
@@ -82,7 +82,7 @@ def test_who_waited_too_long_when_the_overload_is_found_is_sent_away_unless_crit
         error = waiter.exception(0)
         assert isinstance(error, Shed)
         assert error.reason == "waited"
-    assert (len(queue), queue.pop()) == (1, late)
+    assert (queue.length, queue.pop()) == (1, late)
 
 
 @pytest.mark.parametrize(("newcomer", "leaves"), [("critical", 2), ("default", 2), ("sheddable", None)])
@@ -93,7 +93,7 @@ def test_room_is_made_by_the_least_critical_that_waited_longest(
     assert queue.make_room_for(newcomer) is (leaves is not None)
     gone = [number for number, waiter in enumerate(waiters) if waiter.done()]
     assert gone == ([] if leaves is None else [leaves])
-    assert len(queue) == 4 - len(gone)
+    assert queue.length == 4 - len(gone)
 
 
 def test_nobody_makes_room_for_an_equal() -> None:
@@ -112,5 +112,5 @@ def test_leaving_twice_counts_once() -> None:
     queue, _, waiters = queue_of("default", "critical")
     for _ in range(2):
         queue.remove(waiters[0])
-    assert (len(queue), queue.pop()) == (1, waiters[1])
+    assert (queue.length, queue.pop()) == (1, waiters[1])
     assert isinstance(waiters[0], Future)
