@@ -37,11 +37,12 @@ def stand_in(before: Any, observed: Observed) -> Any:
         return _Proxy(before, _proxied(observed, call))
     told = _function(before, observed, call)
     functools.update_wrapper(told, before)
+    told.__defaults__, told.__kwdefaults__ = before.__defaults__, before.__kwdefaults__  # to be looked at
     if not vars(before).keys() & {
         "__wrapped__",
         "__signature__",
     }:  # else it goes by these
-        told.__signature__ = inspect.signature(before)  # type: ignore[attr-defined]
+        told.__signature__ = inspect.signature(before)
     return told
 
 
@@ -73,7 +74,7 @@ def _call_of(before: Any, observed: Observed, *, bound: bool) -> Call:
 # frame more per level, of the thousand that Python allows.
 
 
-def _function(before: FunctionType, observed: Observed, call: Call) -> Function:
+def _function(before: FunctionType, observed: Observed, call: Call) -> Any:
     """Return a function of the same kind that makes the call."""
     if inspect.iscoroutinefunction(before):
         return _coroutine_function(before, observed, call)
