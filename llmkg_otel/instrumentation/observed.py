@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry import context as otel_context
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from llmkg_otel._forks import in_child
@@ -65,7 +66,11 @@ class Observed:
         self.active = True
 
     def quiet(self) -> bool:
-        """Say whether a call goes untold: after uninstrumenting, and inside another call of the engine."""
+        """Say whether a call goes untold and unprotected.
+
+        So it is after uninstrumenting, inside another call of the engine, and where OpenTelemetry says
+        that nothing is to be instrumented: in exporters, whose calls would be told of by more exports.
+        """
         if not self.active:
             return True
         around = _innermost.get()
@@ -73,7 +78,7 @@ class Observed:
             if around.observed.engine == self.engine and not around.ended:
                 return True
             around = around.outer
-        return False
+        return not is_instrumentation_enabled()
 
     def checked(self, result: Any) -> Any:
         """Return a result; raise FailureReturnedError, with the result in it, if it stands for a failure."""

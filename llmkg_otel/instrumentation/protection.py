@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import logging
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from llmkg_otel.shutdown.budget import longest_shutdown
 from llmkg_otel.system import ProductionSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from llmkg_otel.engine.profiles import Method, Profile
 
@@ -38,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 """How often an uninstrumented system looks whether its last calls have ended."""
+
+START_SECONDS = 5.0
+"""How long calls of other threads wait, from its beginning on, for the system that the first call makes."""
 
 
 class Protection:
@@ -52,8 +56,9 @@ class Protection:
         self._config = unlimited(config)
         self._providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
         self._operations: dict[str, OperationConfig] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler of the program's may call its engine
         self._running: _Running | None = None
+        self._starting: _Starting | None = None
         self._over = self._forked = False
         self._told: set[str] = set()
         self._respelt: set[str] = set()
@@ -70,8 +75,9 @@ class Protection:
         config = completed(said.get(spelled, OperationConfig()), self._config, profile, how)
         with self._lock:
             self._operations[operation] = config
-            if self._running is not None:
-                self._running.system.configure_operation(operation, config)
+            running = self._running
+        if running is not None:
+            running.system.configure_operation(operation, config)
 
     def begin(self) -> None:
         """Make the system if there is none, and with it the global providers: a span is begun after that."""
@@ -134,26 +140,59 @@ class Protection:
 
     def forget(self) -> None:
         """Leave the system to the process that this one was forked from."""
-        self._lock, self._running, self._forked = threading.Lock(), None, True
+        self._lock, self._running, self._starting, self._forked = threading.RLock(), None, None, True
 
     def _start(self) -> _Running | None:
-        with self._lock:
-            if self._running is None and not self._over:
-                try:
-                    self._running = _Running(self._make())
-                    atexit.unregister(self._exit)
-                    atexit.register(self._exit)  # again: before that of providers just set up
-                except Exception as problem:  # noqa: BLE001 - it is the program's call that would fail
-                    self._over = True
-                    self._tell(f"calls run unprotected, since no system can be made: {problem}")
-            return self._running
+        """Make the system in the thread of the first call; None: there is none, or none yet.
 
-    def _make(self) -> ProductionSystem:
-        said = self._config.operations
-        others = {name: said[name] for name in said if name not in self._respelt}
-        config = self._config.model_copy(update={"operations": {**others, **self._operations}})
+        Making it may call what is instrumented (a log handler that stores into the engine), start threads
+        that do, and wait for them. So no lock is held, its own thread's calls just run, and so do those of
+        others once START_SECONDS are over.
+        """
+        with self._lock:
+            if self._running is not None or self._over:
+                return self._running
+            starting, first = self._starting, self._starting is None
+            if starting is None:
+                starting = self._starting = _Starting()
+        if not first:
+            starting.wait()
+            return self._running
         try:
-            return ProductionSystem(None, config, **self._providers)
+            self._publish(*self._make())
+            atexit.unregister(self._exit)
+            atexit.register(self._exit)  # again: before that of providers just set up
+        except Exception as problem:  # noqa: BLE001 - it is the program's call that would fail
+            self._over = True
+            self._tell(f"calls run unprotected, since no system can be made: {problem}")
+        finally:
+            self._starting = None
+            starting.ended.set()
+        return self._running
+
+    def _publish(self, system: ProductionSystem, configured: Mapping[str, OperationConfig]) -> None:
+        """Let calls go through a system, once it knows the operations that came up while it was made."""
+        running = _Running(system)
+        while True:
+            with self._lock:
+                late = {name: how for name, how in self._operations.items() if configured.get(name) != how}
+                if not late:
+                    self._running = running
+                    break
+                configured = dict(self._operations)
+            for name, how in late.items():
+                system.configure_operation(name, how)
+        if self._over:  # stopped meanwhile
+            running.end()
+
+    def _make(self) -> tuple[ProductionSystem, Mapping[str, OperationConfig]]:
+        """Return a system and the operations that it was configured with."""
+        with self._lock:
+            said, own = self._config.operations, dict(self._operations)
+            others = {name: said[name] for name in said if name not in self._respelt}
+        config = self._config.model_copy(update={"operations": {**others, **own}})
+        try:
+            return ProductionSystem(None, config, **self._providers), own
         except ConfigurationError:
             if not self._forked:
                 raise
@@ -163,7 +202,24 @@ class Protection:
             " providers, at a call before the fork, which they are bound to"
         )
         tracer_provider = self._providers["tracer_provider"] or get_tracer_provider()
-        return ProductionSystem(None, config, tracer_provider=tracer_provider, meter_provider=MeterProvider())
+        meter_provider = MeterProvider()
+        return ProductionSystem(
+            None, config, tracer_provider=tracer_provider, meter_provider=meter_provider
+        ), own
+
+
+class _Starting:
+    """The making of a system, by the thread that this was made in."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._thread = threading.get_ident()
+        self._until = time.monotonic() + START_SECONDS
+
+    def wait(self) -> None:
+        """Wait in another thread until it has ended, no longer than START_SECONDS after its beginning."""
+        if threading.get_ident() != self._thread:
+            self.ended.wait(max(0.0, self._until - time.monotonic()))
 
 
 class _Running:

@@ -50,10 +50,19 @@ def check_module(name: str) -> None:
 
     `opentelemetry-instrument` comes before the program's own directory is on the path: it is looked at too.
     """
-    if name == "__main__":
+    if name.partition(".")[0] == "__main__":
         raise ConfigurationError("instrument: classes of __main__ cannot be instrumented; give them a module")
     if name in sys.modules:
         return
+    try:
+        _find(name)
+    except ConfigurationError:
+        raise
+    except (ImportError, ValueError) as problem:  # of a finder, or a module in memory that has no spec
+        raise ConfigurationError(f"instrument: module {name} cannot be looked up: {problem}") from None
+
+
+def _find(name: str) -> None:
     first, *rest = name.split(".")
     spec, known = _top_level(first), first
     for part in rest:

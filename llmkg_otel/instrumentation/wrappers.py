@@ -34,14 +34,15 @@ def stand_in(before: Any, observed: Observed) -> Any:
     plain = type(before) is FunctionType
     call = _call_of(before, observed, bound=not plain)
     if not plain:
-        return _Proxy(before, lambda wrapped, _instance, args, kwargs: call(wrapped, args, kwargs))
-    told = _function(before, call)
+        return _Proxy(before, _proxied(observed, call))
+    told = _function(before, observed, call)
     functools.update_wrapper(told, before)
+    told.__defaults__, told.__kwdefaults__ = before.__defaults__, before.__kwdefaults__  # to be looked at
     if not vars(before).keys() & {
         "__wrapped__",
         "__signature__",
     }:  # else it goes by these
-        told.__signature__ = inspect.signature(before)  # type: ignore[attr-defined]
+        told.__signature__ = inspect.signature(before)
     return told
 
 
@@ -69,38 +70,74 @@ def _call_of(before: Any, observed: Observed, *, bound: bool) -> Call:
     return _Sync(observed, text_of, awaitable=None if kind == "auto" and returns_awaitable(before) else False)
 
 
-def _function(before: FunctionType, call: Call) -> Function:
+# Each of these asks by itself whether a call goes untold, and then calls the method: a recursive one gets one
+# frame more per level, of the thousand that Python allows.
+
+
+def _function(before: FunctionType, observed: Observed, call: Call) -> Any:
     """Return a function of the same kind that makes the call."""
     if inspect.iscoroutinefunction(before):
-        return _coroutine_function(before, call)
+        return _coroutine_function(before, observed, call)
     if inspect.isgeneratorfunction(before):
-        return _generator_function(before, call)
+        return _generator_function(before, observed, call)
     if inspect.isasyncgenfunction(before):
-        return _async_generator_function(before, call)
+        return _async_generator_function(before, observed, call)
+    if inspect.iscoroutinefunction(call):
+        call = _when_awaited(observed, call)
+        return lambda *args, **kwargs: call(before, args, kwargs)
 
     def told(*args: Any, **kwargs: Any) -> Any:
+        if observed.quiet():
+            return before(*args, **kwargs)
         return call(before, args, kwargs)
 
     return told
 
 
-def _coroutine_function(before: Function, call: Call) -> Function:
+def _proxied(observed: Observed, call: Call) -> Callable[..., Any]:
+    """Return what a proxy calls with what it stands for, the instance, and the arguments."""
+    if inspect.iscoroutinefunction(call):
+        call = _when_awaited(observed, call)
+        return lambda wrapped, _instance, args, kwargs: call(wrapped, args, kwargs)
+
+    def told(wrapped: Function, _instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if observed.quiet():
+            return wrapped(*args, **kwargs)
+        return call(wrapped, args, kwargs)
+
+    return told
+
+
+def _when_awaited(observed: Observed, call: Call) -> Call:
+    async def told(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if observed.quiet():
+            return await function(*args, **kwargs)
+        return await call(function, args, kwargs)
+
+    return told
+
+
+def _coroutine_function(before: Function, observed: Observed, call: Call) -> Function:
     async def told(*args: Any, **kwargs: Any) -> Any:
+        if observed.quiet():
+            return await before(*args, **kwargs)
         return await call(before, args, kwargs)
 
     return told
 
 
-def _generator_function(before: Function, call: Call) -> Function:
+def _generator_function(before: Function, observed: Observed, call: Call) -> Function:
     def told(*args: Any, **kwargs: Any) -> Any:
+        if observed.quiet():
+            return (yield from before(*args, **kwargs))
         return (yield from call(before, args, kwargs))
 
     return told
 
 
-def _async_generator_function(before: Function, call: Call) -> Function:
+def _async_generator_function(before: Function, observed: Observed, call: Call) -> Function:
     async def told(*args: Any, **kwargs: Any) -> Any:
-        source = call(before, args, kwargs)
+        source = before(*args, **kwargs) if observed.quiet() else call(before, args, kwargs)
         step = source.asend(None)
         while True:
             try:
@@ -120,8 +157,6 @@ def _async_generator_function(before: Function, call: Call) -> Function:
 
 def _iterated(observed: Observed, text_of: TextOf, iterated: Callable[..., Any]) -> Call:
     def call(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if observed.quiet():
-            return function(*args, **kwargs)
         start = functools.partial(function, *args, **kwargs)
         return iterated(observed, text_of(args, kwargs), start)
 
@@ -130,9 +165,6 @@ def _iterated(observed: Observed, text_of: TextOf, iterated: Callable[..., Any])
 
 def _async(observed: Observed, text_of: TextOf) -> Call:
     async def call(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if observed.quiet():
-            return await function(*args, **kwargs)
-
         async def body() -> Any:
             return observed.checked(await function(*args, **kwargs))
 
@@ -163,8 +195,6 @@ class _Sync:
 
     def __call__(self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         observed = self._observed
-        if observed.quiet():
-            return function(*args, **kwargs)
 
         def body() -> Any:
             return observed.checked(function(*args, **kwargs))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.servers import wait_until
+from support.servers import DEADLINE_SECONDS, wait_until
 from support.stores import PROFILE, Store, instrumented
 
 from llmkg_otel import OperationConfig, ProductionConfig, ProductionSystem
@@ -24,6 +25,7 @@ from llmkg_otel.instrumentation.defaults import completed, unlimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from llmkg_otel.testing import CapturedTelemetry
 
@@ -328,3 +330,86 @@ def test_where_no_system_can_be_made_calls_run_unprotected_and_a_warning_says_wh
         assert [Store().fetch("k") for _ in range(2)] == [["k"]] * 2
         assert len(telemetry.spans("fetch")) == 2
     assert caplog.text.count("calls run unprotected, since no system can be made: OTEL_METRICS_EXPORTER") == 1
+
+
+def set_up_with(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+    """Let something happen while the process's system is made, as handlers and exporters do."""
+
+    def made(*args: Any, **kwargs: Any) -> ProductionSystem:
+        meanwhile()
+        return ProductionSystem(*args, **kwargs)
+
+    monkeypatch.setattr("llmkg_otel.instrumentation.protection.ProductionSystem", made)
+
+
+def ends(work: Callable[[], object]) -> bool:
+    """Say whether something ends, in a thread of its own that may hang for ever."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    return not thread.is_alive()
+
+
+def doing(thread: threading.Thread) -> str | None:
+    """Return the name of the function that a thread is in."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return None if frame is None else frame.f_code.co_name
+
+
+def test_a_call_made_by_the_set_up_of_the_system_itself_runs_unprotected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: list[object] = []
+    set_up_with(monkeypatch, lambda: rows.append(Store().fetch("inner")))
+    with instrumented(protect=True) as telemetry:
+        assert ends(lambda: rows.append(Store(failing(1)).fetch("outer")))
+        assert rows == [["inner"], ["outer"]]
+        assert calls(telemetry) == {"store_fetch": 1}
+
+
+def test_a_thread_that_the_set_up_waits_for_is_kept_waiting_once_for_a_limited_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmkg_otel.instrumentation.protection.START_SECONDS", 0.05)
+    rows: list[object] = []
+
+    def meanwhile() -> None:
+        for name in ("first", "second"):
+            assert ends(lambda name=name: rows.append(Store().fetch(name)))  # type: ignore[misc]
+
+    set_up_with(monkeypatch, meanwhile)
+    with instrumented(protect=True) as telemetry:
+        assert ends(lambda: rows.append(Store().fetch("outer")))
+        assert rows == [["first"], ["second"], ["outer"]]
+        assert calls(telemetry) == {"store_fetch": 1}
+
+
+def test_calls_of_other_threads_wait_for_the_system_and_go_through_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = threading.Thread(target=lambda: Store(failing(1)).fetch("k"), daemon=True)
+
+    def meanwhile() -> None:
+        other.start()
+        wait_until(lambda: doing(other) == "wait", "a call that waits")
+
+    set_up_with(monkeypatch, meanwhile)
+    with instrumented(protect=True) as telemetry:
+        assert ends(lambda: Store().fetch("k"))
+        other.join(DEADLINE_SECONDS)
+        assert calls(telemetry) == {"store_fetch": 2}
+
+
+def test_an_engine_that_the_set_up_imports_has_its_own_policies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "acme_exporter.py").write_text("class Sender:\n    def send(self, work): return work()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    set_up_with(monkeypatch, lambda: __import__("acme_exporter"))
+    sender = Profile(
+        name="sender", classes=("acme_exporter:Sender",), methods={"send": Method(idempotent=True)}
+    )
+    with instrumented(PROFILE, sender, protect=True) as telemetry:
+        assert ends(lambda: Store().fetch("k"))
+        assert sys.modules["acme_exporter"].Sender().send(failing(1)) is None
+        assert calls(telemetry) == {"store_fetch": 1, "sender_send": 1}

@@ -68,7 +68,7 @@ class Engine(Base):
     def plain(self, key: str, *, limit: int = 3) -> str:
         return key * limit
 
-    async def later(self, key: str) -> str:
+    async def later(self, key: str = "k") -> str:
         self._work()
         return key
 
@@ -163,6 +163,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "signature": inspect.signature,
     "own signature": lambda method: inspect.signature(method, follow_wrapped=False),
     "arguments": inspect.getfullargspec,
+    "defaults": lambda method: [getattr(method, f"__{name}__", None) for name in ("defaults", "kwdefaults")],
     "names": lambda method: (method.__name__, method.__qualname__, method.__module__, method.__doc__),
     "source": inspect.getsource,
     "attributes": lambda method: sorted(set(dir(method)) - {"__signature__", "__wrapped__"}),
@@ -191,8 +192,9 @@ def test_a_bound_method_can_be_held_weakly_and_is_the_same_attribute_each_time()
         held = weakref.WeakMethod(engine.plain)()
         assert held is not None
         assert held("k") == "kkk"
+        assert asyncio.run(engine.later()) == "k"
         assert Engine.plain is Engine.plain
-        assert spans(telemetry) == ["plain"]
+        assert spans(telemetry) == ["plain", "later"]
 
 
 def test_a_cache_keeps_its_own_methods_and_answers_hits_with_the_same_object() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,10 +32,18 @@ if TYPE_CHECKING:
             r"no class Stor in support\.stores; did you mean Store\? support\.stores has:",
         ),
         ("support.stores:QUICK", "a dict QUICK, and no class, in support.stores"),
+        ("__main__.foo:Store", "classes of __main__ cannot be instrumented; give them a module"),
+        (
+            "acme_memory.deep:Store",
+            r"module acme_memory\.deep cannot be looked up: acme_memory\.__spec__ is None",
+        ),
         ("__main__:Store", "classes of __main__ cannot be instrumented; give them a module"),
     ],
 )
-def test_a_misspelt_name_is_an_error_that_names_what_is_there(named: str, message: str) -> None:
+def test_a_misspelt_name_is_an_error_that_names_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, named: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "acme_memory", ModuleType("acme_memory"))
     before = dict(vars(Store))
     with pytest.raises(ConfigurationError, match=message):
         LLMKGInstrumentor().instrument(config=ProductionConfig(instrument=(named,)))
@@ -112,8 +121,11 @@ def test_from_the_environment_what_is_wrong_with_one_class_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(
-        "LLMKG_INSTRUMENT", "zzzzqq:Engine,support.stores:Stor,re:Pattern,support.stores:Store"
+        "LLMKG_INSTRUMENT",
+        "zzzzqq:Engine,acme_memory.deep:Recall,__main__.foo:Bar,support.stores:Stor,re:Pattern,"
+        "support.stores:Store",
     )
+    monkeypatch.setitem(sys.modules, "acme_memory", ModuleType("acme_memory"))
     with captured_telemetry() as telemetry:
         LLMKGInstrumentor().instrument(
             tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider
@@ -124,6 +136,8 @@ def test_from_the_environment_what_is_wrong_with_one_class_leaves_the_others(
     told = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0].split("(")[0] for line in told] == [
         "llmkg-otel: instrument: there is no module zzzzqq",
+        "llmkg-otel: instrument: module acme_memory.deep cannot be looked up: acme_memory.__spec__ is None",
+        "llmkg-otel: instrument: classes of __main__ cannot be instrumented",
         "llmkg-otel: instrument: there is no class Stor in support.stores",
         "llmkg-otel: instrument: re:Pattern is a class of C code that takes no subclass ",
     ]

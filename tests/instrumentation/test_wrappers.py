@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import sys
 from contextlib import aclosing, closing, suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import context as otel_context
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind, StatusCode, get_current_span
-from support.stores import Loud, Store, instrumented
+from support.stores import Loud, Store, Tree, instrumented
 
+from llmkg_otel.engine.profiles import Method, Profile
 from llmkg_otel.instrumentation.observed import Observation, _innermost
 
 if TYPE_CHECKING:
@@ -312,3 +315,30 @@ def test_what_outlives_its_call_keeps_no_chain_of_those_before(telemetry: Captur
         kept[-1][0].run(store.fetch, "next")
     assert [each.outer for _, each in kept if each is not None] == [None] * 4
     assert len(told(telemetry)) == 4
+
+
+@pytest.mark.parametrize("protect", [False, True])
+async def test_where_instrumentation_is_suppressed_calls_run_bare(protect: bool) -> None:
+    with instrumented(protect=protect) as telemetry:
+        with suppress_instrumentation():
+            assert Store().fetch("k") == await Store().afetch("k") == ["k"]
+            assert list(Store().scan(2)) == [number async for number in Store().ascan(2)] == [0, 1]
+            with pytest.raises(ConnectionError):
+                Store(fails).fetch("k")
+        assert telemetry.spans() == []
+        assert telemetry.metric("db.client.operation.duration") == {}
+        assert telemetry.metric("llmkg.operation.duration") == {}
+        assert Store().fetch("k") == ["k"]
+        assert len(telemetry.spans("fetch")) == 1
+
+
+@pytest.mark.parametrize("protect", [False, True])
+def test_a_method_that_calls_itself_gets_one_frame_more_per_level(protect: bool) -> None:
+    levels = (sys.getrecursionlimit() - 300) // 2
+    methods = {name: Method() for name in ("plain", "lasting", "iterated")}
+    tree = Profile(name="tree", classes=("support.stores:Tree",), methods=methods)
+    with instrumented(tree, protect=protect) as telemetry:
+        assert Tree().plain(levels) == levels
+        assert asyncio.run(Tree().lasting(levels)) == levels
+        assert list(Tree().iterated(levels)) == [0]
+        assert [span.name for span in telemetry.spans()] == ["plain", "lasting", "iterated"]

@@ -190,3 +190,9 @@ print(asyncio.run(Memory().recall("the beginning")))
     done = run(tmp_path, app, **RETRY)
     assert done.stdout == "all about the beginning\nall about the end\n", done.stderr
     assert done.stderr == ""
+
+
+def test_a_class_that_the_set_up_itself_calls_may_be_protected(tmp_path: Path) -> None:
+    app = "import threading\nthreading.Thread(target=print, args=('over',)).start()"
+    done = run(tmp_path, app, **RETRY | {"LLMKG_INSTRUMENT": "threading:Thread"})
+    assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr

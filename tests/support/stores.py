@@ -109,6 +109,22 @@ class Loud(Store):
         return [*super().fetch(key), "!"]
 
 
+class Tree:
+    """Methods that call themselves, `levels` deep."""
+
+    def plain(self, levels: int) -> int:
+        return 1 + self.plain(levels - 1) if levels else 0
+
+    async def lasting(self, levels: int) -> int:
+        return 1 + await self.lasting(levels - 1) if levels else 0
+
+    def iterated(self, levels: int) -> Generator[int, None, int]:
+        if not levels:
+            yield 0
+            return 0
+        return 1 + (yield from self.iterated(levels - 1))
+
+
 PROFILE = Profile(
     name="store",
     classes=("support.stores:Store",),
