@@ -146,7 +146,7 @@ class ProductionSystem:
 
     def _parts(self) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
         """Give what runs in the background, in the order of its start: name, begin, end."""
-        yield "recent_logs", self.telemetry.recent_logs.start, self.telemetry.recent_logs.stop
+        yield "recent_logs", self.telemetry.start, self.telemetry.recent_logs.stop
         yield "resources", self.resources.start, self.resources.stop
         if (rates := self.rate_limits).store_state is not None:
             yield "rate_limits", rates.start, rates.close

@@ -15,6 +15,11 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.semconv.attributes.code_attributes import (
+    CODE_FILE_PATH,
+    CODE_FUNCTION_NAME,
+    CODE_LINE_NUMBER,
+)
 from opentelemetry.semconv.attributes.exception_attributes import (
     EXCEPTION_MESSAGE,
     EXCEPTION_STACKTRACE,
@@ -28,10 +33,10 @@ from llmkg_otel.telemetry.log_lines import LogEntry, entry_of
 from llmkg_otel.telemetry.redaction import plain_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Future
 
-__all__ = ["CountingProcessor", "JsonLogs", "LogExport", "dropped_records"]
+__all__ = ["CountingProcessor", "JsonLogs", "LogExport", "RedactedExports", "dropped_records"]
 
 QUEUE_SIZE = 10_000
 QUEUE_CHARACTERS = 16 * 2**20
@@ -136,16 +141,15 @@ class _Lines(logging.Handler):
 class JsonLogs:
     """Installs the JSON lines on the root logger; a context manager that puts the old handlers back.
 
-    For programs, not for libraries: `llmkg-otel serve` uses it. What `opentelemetry-instrument` has
-    installed to export records makes room for a `LogExport` to the same provider, so that these are
-    redacted too. Its end writes what is queued, but waits `STOP_SECONDS` at most for a stream that takes no
-    lines. `redact` False leaves secrets in.
+    For programs, not for libraries: `llmkg-otel serve` uses it. What `opentelemetry-instrument` exports
+    meanwhile is redacted too. Its end writes what is queued, but waits `STOP_SECONDS` at most for a stream
+    that takes no lines. `redact` False leaves secrets in.
     """
 
     def __init__(self, level: str, stream: TextIO | None = None, *, redact: bool = True) -> None:
-        self._level, self._redact = level.upper(), redact
+        self._level = level.upper()
         self._lines = _Lines(stream or sys.stderr, redact=redact)
-        self._exports: list[logging.Handler] = []
+        self._exports = RedactedExports(redact=redact)
 
     @property
     def dropped(self) -> int:
@@ -158,9 +162,7 @@ class JsonLogs:
         for handler in self._before[0]:
             if isinstance(handler, logging.StreamHandler):
                 root.removeHandler(handler)
-            elif isinstance(handler, _EXPORTING) and not isinstance(handler, LogExport):
-                root.removeHandler(handler)
-                root.addHandler(self._instead_of(handler))
+        self._exports.attach()
         self._lines.start()
         _writing.add(self._lines)
         root.addHandler(self._lines)
@@ -170,19 +172,13 @@ class JsonLogs:
     def __exit__(self, *_exc: object) -> None:
         _writing.discard(self._lines)
         root = logging.getLogger()
-        for handler in (self._lines, *self._exports):
-            root.removeHandler(handler)
+        root.removeHandler(self._lines)
+        self._exports.detach()
         for handler in self._before[0]:
             if handler not in root.handlers:
                 root.addHandler(handler)
         root.setLevel(self._before[1])
         self._lines.stop()
-
-    def _instead_of(self, handler: LoggingHandler | SdkLoggingHandler) -> LogExport:
-        provider = handler._logger_provider  # noqa: SLF001 - it tells nobody else
-        export = LogExport(handler.level, provider, redact=self._redact)
-        self._exports.append(export)
-        return export
 
 
 _writing: weakref.WeakSet[_Lines] = weakref.WeakSet()
@@ -217,9 +213,11 @@ class LogExport(LoggingHandler):
         """Say whether this handler is the one to export this record."""
         if get_value(_SUPPRESS_INSTRUMENTATION_KEY) or record.name.startswith("opentelemetry"):
             return False
+        return self._is_chosen() and bool(super().filter(record))
+
+    def _is_chosen(self) -> bool:
         exporting = [h for h in logging.getLogger().handlers if isinstance(h, _EXPORTING)]
-        alone = exporting[:1] == [self] and all(isinstance(h, LogExport) for h in exporting)
-        return alone and bool(super().filter(record))
+        return exporting[:1] == [self] and all(isinstance(h, LogExport) for h in exporting)
 
     def _get_attributes(self, record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
         entry = entry_of(record, redact=self._redact)
@@ -237,6 +235,68 @@ class LogExport(LoggingHandler):
             if key in entry.ids:
                 attributes[name] = entry.ids[key]
         return attributes, entry.event
+
+
+class _InPlaceOf(LogExport):
+    """Exports what another handler would, to its provider, with the attributes and the format it has.
+
+    It stands on no logger: the other stays there, where the SDK guards it against `logging.config`, and
+    its last filter hands over.
+    """
+
+    def __init__(self, theirs: LoggingHandler | SdkLoggingHandler, *, redact: bool) -> None:
+        provider = theirs._logger_provider  # noqa: SLF001 - it tells nobody else
+        code = getattr(theirs, "_log_code_attributes", True)
+        super().__init__(logger_provider=provider, log_code_attributes=code, redact=redact)
+        self._theirs = theirs
+
+    def take(self, record: logging.LogRecord) -> bool:
+        """Export a record, and say that its own handler should not."""
+        self.handle(record)
+        return False
+
+    def _is_chosen(self) -> bool:
+        return True
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._theirs.formatter is None:
+            return super().format(record)
+        return plain_text(self._theirs.format(record), redact=self._redact)
+
+    def _get_attributes(self, record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
+        attributes, event = super()._get_attributes(record)
+        if self._log_code_attributes:
+            attributes[CODE_FILE_PATH] = record.pathname
+            attributes[CODE_FUNCTION_NAME] = record.funcName
+            attributes[CODE_LINE_NUMBER] = record.lineno
+        return attributes, event
+
+
+class RedactedExports:
+    """Has a `LogExport` send what OpenTelemetry's own handlers of the root logger would: redacted, and once.
+
+    These are the SDK's and the logging instrumentation's, which `opentelemetry-instrument` installs. No
+    other handler is touched. Where two are attached, the first redacts.
+    """
+
+    def __init__(self, *, redact: bool) -> None:
+        self._redact = redact
+        self._taking: dict[logging.Handler, Callable[[logging.LogRecord], bool]] = {}
+
+    def attach(self) -> None:
+        """Begin with those that are there and not attached yet."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, LogExport) or not isinstance(handler, _EXPORTING):
+                continue
+            if handler not in self._taking:
+                self._taking[handler] = take = _InPlaceOf(handler, redact=self._redact).take
+                handler.addFilter(take)
+
+    def detach(self) -> None:
+        """Leave them as they were."""
+        while self._taking:
+            handler, take = self._taking.popitem()
+            handler.removeFilter(take)
 
 
 _OUR_ATTRIBUTES = {semconv.CORRELATION_ID: "correlation_id", semconv.OPERATION_NAME: "operation"}

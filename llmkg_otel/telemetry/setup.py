@@ -42,7 +42,7 @@ from llmkg_otel._threads import in_daemon_thread
 from llmkg_otel.config import MonitoringConfig
 from llmkg_otel.errors import ConfigurationError
 from llmkg_otel.telemetry.collected import CollectedMetrics, LatestCallbacks
-from llmkg_otel.telemetry.logs import CountingProcessor, LogExport
+from llmkg_otel.telemetry.logs import CountingProcessor, LogExport, RedactedExports
 from llmkg_otel.telemetry.recent_logs import RecentLogs
 from llmkg_otel.telemetry.secret_text import redact_text
 from llmkg_otel.telemetry.semconv import METER_NAME, SCHEMA_URL
@@ -81,6 +81,7 @@ class Telemetry:
     collected: CollectedMetrics
     recent_logs: RecentLogs
     log_export: LogExport | None = None
+    redacted_exports: RedactedExports | None = None
 
     def tracer(self) -> Tracer:
         """Return this layer's tracer."""
@@ -91,6 +92,12 @@ class Telemetry:
         meter = self.meter_provider.get_meter(METER_NAME, version("llmkg-otel"), SCHEMA_URL)
         return cast("Meter", LatestCallbacks(meter))
 
+    def start(self) -> None:
+        """Listen for recent logs, and redact what OpenTelemetry's own handlers export, also the latest."""
+        self.recent_logs.start()
+        if self.redacted_exports is not None:
+            self.redacted_exports.attach()
+
     def close(self, timeout: float) -> str | None:
         """Send what is buffered and let go, within `timeout` seconds; return what went wrong, if anything.
 
@@ -100,6 +107,8 @@ class Telemetry:
         began, _lasting.exit_seconds = time.monotonic(), 0.0  # until the flush has ended, nothing is left
         if self.log_export is not None:
             logging.getLogger().removeHandler(self.log_export)
+        if self.redacted_exports is not None:
+            self.redacted_exports.detach()
         providers = (self.tracer_provider, self.meter_provider, _logs.get_logger_provider())
         problem = _run_each([getattr(p, "force_flush", None) for p in providers], timeout)
         self.collected.detach()
@@ -197,7 +206,10 @@ def set_up_telemetry(
     if log_export is not None:
         logging.getLogger().addHandler(log_export)
     recent_logs = RecentLogs(monitoring.max_log_entries, redact=redact)
-    return Telemetry(tracer_provider, meter_provider, collected, recent_logs, log_export)
+    redacted_exports = RedactedExports(redact=True) if redact else None
+    if redacted_exports is not None:
+        redacted_exports.attach()
+    return Telemetry(tracer_provider, meter_provider, collected, recent_logs, log_export, redacted_exports)
 
 
 def bound_exit() -> None:

@@ -14,6 +14,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from llmkg_otel.telemetry.log_lines import correlation_id
@@ -271,3 +272,78 @@ def test_what_opentelemetry_instrument_has_installed_is_redacted_and_comes_back(
     finally:
         root.removeHandler(theirs)
     assert [entry.log_record.body for entry in telemetry.logs()] == ["password=[redacted]"]
+
+
+@contextmanager
+def on_the_root_logger(*handlers: logging.Handler) -> Iterator[None]:
+    before = logging.getLogger().handlers.copy()
+    for handler in handlers:
+        logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().handlers[:] = before
+
+
+def sdk_handler(provider: LoggerProvider) -> logging.Handler:
+    with pytest.warns(DeprecationWarning, match="LoggingHandler"):
+        return SdkLoggingHandler(logger_provider=provider)
+
+
+@pytest.mark.parametrize(
+    "kind", [sdk_handler, lambda provider: LoggingHandler(logger_provider=provider, log_code_attributes=True)]
+)
+async def test_while_a_system_is_there_what_opentelemetrys_own_handlers_export_is_redacted_and_once(
+    kind: Callable[[LoggerProvider], logging.Handler],
+    make_system: Callable[..., ProductionSystem],
+    telemetry: CapturedTelemetry,
+) -> None:
+    theirs, other = kind(telemetry.logger_provider), logging.StreamHandler(io.StringIO())
+    with on_the_root_logger(theirs, other):
+        handlers, logger = logging.getLogger().handlers.copy(), logging.getLogger("engine")
+        system = make_system()
+        logger.warning("made: password=hunter2-again")
+        async with system:
+            logger.warning("serving: password=hunter2-again", extra={"detail": "token=hunter2-again"})
+        logger.warning("ended: password=mine-to-tell")
+        assert logging.getLogger().handlers == handlers
+        assert not theirs.filters
+    entries = [e for e in telemetry.logs() if str(e.log_record.body).startswith(("made", "serv", "end"))]
+    assert [entry.log_record.body for entry in entries] == [
+        "made: password=[redacted]",
+        "serving: password=[redacted]",
+        "ended: password=mine-to-tell",
+    ]
+    attributes = dict(entries[1].log_record.attributes or {})
+    assert attributes["detail"] == "token=[redacted]"
+    assert attributes["code.file.path"] == __file__
+    assert "made: password=hunter2-again" in other.stream.getvalue()
+
+
+async def test_a_handler_of_opentelemetrys_that_is_added_before_the_start_is_redacted_as_it_is_set_up(
+    make_system: Callable[..., ProductionSystem], telemetry: CapturedTelemetry
+) -> None:
+    system = make_system()
+    theirs = LoggingHandler(logging.ERROR, logger_provider=telemetry.logger_provider)
+    theirs.setFormatter(logging.Formatter("<%(message)s>"))
+    theirs.addFilter(lambda record: "unwanted" not in record.getMessage())
+    with on_the_root_logger(theirs):
+        async with system:
+            for message in ("password=hunter2-again", "unwanted"):
+                logging.getLogger("engine").error(message)
+            logging.getLogger("engine").warning("below its level")
+    said = [entry.log_record for entry in telemetry.logs() if "password" in str(entry.log_record.body)]
+    assert [each.body for each in said] == ["<password=[redacted]"]
+    assert not [each for each in telemetry.logs() if "unwanted" in str(each.log_record.body)]
+    assert not [each for each in telemetry.logs() if "below" in str(each.log_record.body)]
+
+
+async def test_without_redaction_opentelemetrys_own_handlers_are_left_alone(
+    make_system: Callable[..., ProductionSystem], telemetry: CapturedTelemetry
+) -> None:
+    theirs = LoggingHandler(logger_provider=telemetry.logger_provider)
+    with on_the_root_logger(theirs):
+        async with make_system(monitoring={"redact_secrets": False}):
+            assert not theirs.filters
+            logging.getLogger("engine").warning("password=hunter2-again")
+    assert "password=hunter2-again" in [entry.log_record.body for entry in telemetry.logs()]
