@@ -111,7 +111,7 @@ def _is_suspect(text: str) -> bool:
     us, and a thread that waits for the lock be woken each time, too late, and never reach the switch
     interval after which it is given: event loops were measured to stand still for 0.1 to 0.4 s.
     """
-    lower = text.casefold()  # as RE2 does, to which `ſ` is an s
+    lower = text.casefold()  # as RE2 does, to which a long s is an s
     if any(part in lower for part in _PARTS_OF_NAMES):
         flags_or_tags = "-" in lower or "<" in lower or "&lt;" in lower
         if (_NAME if flags_or_tags else _NAME_AND_SIGN).search(lower):
