@@ -21,6 +21,7 @@ LONGEST = 32_768
 _LONGEST_SECRET = 4_096
 """Characters looked at after those that are kept: no secret is cut in two and so not known."""
 _LONGEST_NAME = 256
+_NAMES_OF_ENTRIES = ("name", "key", "Name", "Key", b"name", b"key")
 _LEAST = 8
 """Characters that each value counts for, however short: so their number is bounded, too."""
 LEFT_OUT = "[left out]"
@@ -87,13 +88,14 @@ class _Walk:
         return text
 
     def _pairs(self, value: Mapping[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
+        names_one = self._redact and _names_a_secret(value)
         for key, each in value.items():
             if self._left <= 0:
                 yield LEFT_OUT, len(value)
                 return
             name, secret = _name(key) if self._redact else (plain_text(key, redact=False), False)
             self._left -= len(name)
-            yield name, self._hidden(each, depth, secret=secret)
+            yield name, self._hidden(each, depth, secret=secret or (names_one and name.lower() == "value"))
 
     def _items(self, values: list[Any] | tuple[Any, ...], depth: int) -> Iterator[Any]:
         """Tell a list; after a flag like `--password`, or the name of a header, stands a secret."""
@@ -115,6 +117,15 @@ class _Walk:
         if secret and value is not None and not isinstance(value, bool):
             return REDACTED
         return self.plain(value, depth + 1)
+
+
+def _names_a_secret(entry: Mapping[Any, Any]) -> bool:
+    """Say whether a mapping gives the name of a secret, as an entry of a container's environment does."""
+    return any(
+        isinstance(name, str | bytes) and _name(name)[1]
+        for key, name in entry.items()
+        if key in _NAMES_OF_ENTRIES
+    )
 
 
 def plain_name(name: str) -> str:

@@ -15,13 +15,30 @@ __all__ = ["REDACTED", "is_secret_name", "redact_text"]
 
 REDACTED = "[redacted]"
 
-_SURE = (
+_TELLING = (
     r"(?:(?:pass(?:word|wd|phrase|code)|pwd|secret|credential|signature|session[-_. ]?id"
     r"|(?:j|php)sess(?:ion)?id"
     r"|(?:api|access|private|account|signing|encryption|secret|master|shared|service|admin|auth|app|deploy"
     r"|storage|subscription|integration|session|ssh|functions)[-_. ]?key)s?"
-    r"|(?:auth|access|refresh|api|bearer|id|session)[-_. ]?tokens|token)"
+    r"|(?:auth|access|refresh|bearer)[-_. ]?token)"
 )
+_END = r"(?:(?:\d|[-_.]\w|(?-i:[A-Z][a-z\d]))[\w.-]*)?(?:\[\w*\])*"
+"""What a name has behind the word that tells: `_PROD`, `1`, `Confirmation`, `[0]`; `secretary` is none."""
+_SURE = rf"(?:{_TELLING}{_END}|(?:auth|access|refresh|api|bearer|id|session)[-_. ]?tokens|token)"
+"""No end to `token`: `token_count` and `token_budget` are about those of models."""
+
+_MATTERS = (
+    *("age", "length", "len", "size", "count", "counts", "policy", "name", "names", "type", "types"),
+    *("version", "path", "paths", "file", "files", "dir", "ref", "refs", "ttl", "expiry", "expires"),
+    *("expired", "at", "required", "enabled", "missing", "invalid", "found", "mismatch", "match", "error"),
+    *("errors", "exception", "provider", "manager", "rotation"),
+)
+_SUFFIXES = r"(?:pyi?|go|java|jsx?|tsx?|rb|rs|cc?|cpp|h|cs|kt|php|json|ya?ml|toml|txt|md|html|pem|log)"
+_ABOUT = (
+    rf"{_TELLING}(?:[\w.-]*(?:[-_.](?:{'|'.join(_MATTERS)})|[-_]expires[-_]in|\.{_SUFFIXES})"
+    rf"|\w*(?-i:(?:{'|'.join(word.capitalize() for word in _MATTERS)})))"
+)
+"""Names of what is about a secret: `password_age`, `secretKeyRef`, and `credentials.py` in a traceback."""
 _SHORT = r"(?:(?:\b|_)(?:pass|auth|sid|sig)|(?-i:[a-z](?:Pass|Auth|Sid|Sig)))"
 """Names that are everyday words too: none of secrets in `first pass: parsing` and `["pass", "fail"]`."""
 _HEADERS = r"(?:authorization|cookies?)"
@@ -31,14 +48,20 @@ _QUOTED = (
     r"""|\\+"(?:[^"\\]|\\[^"\\]|\\\\+.)*|\\+'(?:[^'\\]|\\[^'\\]|\\\\+.)*)"""
 )
 """A string of Python or JSON, or one inside another, up to its own quote; of an open one all that follows."""
-_IS = r"""(?:\\*["']\s*,|\\*["']?\s*(?:=>?|:))\s*"""
-"""What stands between name and value: `=`, `:`, `": "`, and the `', '` of a pair."""
+_IS = (
+    r"""(?:\\*["']\s*,\s*(?:\\*["'][\w.-]+\\*["']\s*(?:=>|:)\s*)?"""
+    r"""|\\*["']?\s*(?:=>?|:)\s*|\\*["']?\s+value\\*["']?\s*[=:]\s*)"""
+)
+"""What stands between name and value: `=`, `:`, `": "`, the `', '` of a pair, or `', 'value': `."""
 _OPENING = r"[\[({]"
+_FLAG = r"""(?:^|[\s'"(\[,])--?(?:[\w.-]*[-_.])?"""
+_AFTER_FLAG = r"""(?:\\*["']\s*,\s*|\s+)"""
 _NAMED = (
     rf"(?:{_SURE}{_IS}"
     rf"""|{_SHORT}(?:\s?=\s?|\\*["']\s*(?:=>|:)\s*)|_(?:pass|auth)\s*:\s*"""
-    rf"""|(?:^|[\s'"(\[,])--?(?:[\w.-]*[-_.])?(?:{_SURE}|pass|auth)(?:\\*["']\s*,\s*|\s+))"""
+    rf"|{_FLAG}(?:{_SURE}|pass|auth){_AFTER_FLAG})"
 )
+_PASSED_OVER = rf"(?:{_ABOUT}{_IS}|{_FLAG}{_ABOUT}{_AFTER_FLAG})"
 _VALUE = rf"({_QUOTED}|{_OPENING}|(?:(?:bearer|basic|token|digest|apikey)\s+)?[^\s&]+)"
 _UP_TO_AT = (
     r"""(?:[^\d\s"'<>\\][^\s"'<>]*|\d{1,5}[^\d\s/?#"'<>,;)\]}\\@][^\s"'<>]*|\d{6}[^\s"'<>]*|\d*"""
@@ -67,9 +90,9 @@ _CAPABILITIES = (
 
 _MARKS = ("bearer", "basic", "-----begin", "hook", "telegram.org", "?code=", "&code=", ";code=")
 _PARTS_OF_NAMES = ("pass", "pwd", "secret", "cred", "sig", "sess", "sid", "key", "token", "auth", "cookie")
-_ANY_NAME = rf"(?:{_SURE}|{_HEADERS}|pass|auth|sid|sig|routing[-_]?key|[?&;]key)"
-_NAME_AND_SIGN = re.compile(rf"""{_ANY_NAME}(?:["'\\=:>&]|\s+[=:])""")
-_NAME = re.compile(rf"""{_ANY_NAME}["'\\=:>&\s]""")
+_ANY_NAME = rf"(?:{_TELLING}[\w.\[\]-]{{0,40}}|{_SURE}|{_HEADERS}|pass|auth|sid|sig|routing[-_]?key|[?&;]key)"
+_NAME_AND_SIGN = re.compile(rf"""{_ANY_NAME}(?:["'\\=:>&]|\s+(?:[=:]|value))|{_TELLING}[\w.\[\]-]{{41}}""")
+_NAME = re.compile(rf"""{_ANY_NAME}["'\\=:>&\s]|{_TELLING}[\w.\[\]-]{{41}}""")
 _LEAST_KEY = 14
 """Characters of the shortest key of a service, with its prefix."""
 _PREFIXES = (
@@ -88,7 +111,7 @@ def _is_suspect(text: str) -> bool:
     us, and a thread that waits for the lock be woken each time, too late, and never reach the switch
     interval after which it is given: event loops were measured to stand still for 0.1 to 0.4 s.
     """
-    lower = text.lower()
+    lower = text.casefold()  # as RE2 does, to which a long s is an s
     if any(part in lower for part in _PARTS_OF_NAMES):
         flags_or_tags = "-" in lower or "<" in lower or "&lt;" in lower
         if (_NAME if flags_or_tags else _NAME_AND_SIGN).search(lower):
@@ -111,6 +134,8 @@ def _named(text: str) -> str:
     end = 0
     for match in _AFTER_NAMES.finditer(text):
         first, last = match.span(2)
+        if first < 0:  # what is about a secret is passed over, and what follows is looked at
+            continue
         if match.start() < end:  # inside what is hidden already
             end = max(end, last)
             continue
@@ -179,9 +204,10 @@ _STEPS: tuple[tuple[str, str | Callable[[Any], str]], ...] = (
     (rf"\b(?:{_SERVICE_KEYS})", REDACTED),
 )
 _COMPILED = [(re2.compile(pattern), told) for pattern, told in _STEPS]
-_AFTER_NAMES = re2.compile(rf"(?is)({_NAMED}){_VALUE}")
+_AFTER_NAMES = re2.compile(rf"(?is){_PASSED_OVER}|({_NAMED}){_VALUE}")
 _ANY = re2.compile("|".join(f"(?:{each.pattern})" for each in (_AFTER_NAMES, *(p for p, _ in _COMPILED))))
 _SECRET_NAME = re2.compile(rf"(?i)(?:{_SURE}|{_HEADERS}|{_SHORT})$")
+_NAME_ABOUT = re2.compile(rf"(?i){_ABOUT}$")
 
 
 def redact_text(text: str) -> str:
@@ -205,5 +231,5 @@ def redact_text(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Say whether what stands under this name is a secret: `apiKey`, `db.password`, but not `max_tokens`."""
-    return _SECRET_NAME.search(name) is not None
+    """Say whether what stands under this name is a secret: `apiKey`, `password_2`, not `max_tokens`."""
+    return _SECRET_NAME.search(name) is not None and _NAME_ABOUT.search(name) is None

@@ -243,6 +243,68 @@ def test_what_stands_under_a_secret_name_is_hidden_whatever_it_is(
         assert not [part for part in (FIRST, LAST, "12345678") if part in said]
 
 
+NAMED = [
+    "[{'name': 'DB_PASSWORD', 'value': 'Zq7Xk9'}]",
+    '{"key":"api_key","value":"Zq7 and Xk9","type":"text"}',
+    '{"key": "api_key", "value": {"a": ["Zq7", "Xk9"]}}',
+    json.dumps({"body": json.dumps({"name": "DB_PASSWORD", "value": "Zq7Xk9"})}),
+    "[{'name': 'Authorization', 'value': 'Basic Zq7Xk9'}]",
+    "env:\n- name: DB_PASSWORD\n  value: Zq7Xk9\n",
+    "{Name:DB_PASSWORD Value:Zq7Xk9 ValueFrom:nil}",
+    '<add key="password" value="Zq7Xk9"/>',
+]
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_what_stands_beside_the_name_of_a_secret_is_hidden_and_its_key_is_not(text: str) -> None:
+    told = redact_text(text)
+    assert "value" in told.lower()
+    assert told.count(REDACTED) == 1
+    assert not [part for part in (FIRST, LAST) if part in told]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "DB_PASSWORD", "value": "Zq7Xk9"},
+        {"value": "Zq7Xk9", "key": "api_key", "optional": True},
+        {"Key": b"apiKey", "Value": ["Zq7", "Xk9"]},
+        {b"name": b"Authorization", b"value": b"Zq7Xk9"},
+    ],
+)
+def test_the_value_of_an_entry_that_names_a_secret_is_hidden(entry: dict[Any, Any]) -> None:
+    kept = {"name": "max_tokens", "value": "256"}
+    (told, other) = plain_value({"env": [entry, kept]})["env"]
+    assert other == kept
+    assert len(told) == len(entry)
+    assert [key.lower() for key, each in told.items() if each == REDACTED] == ["value"]
+
+
+ENDED = [
+    *("password1", "password_confirmation", "DB_PASSWORD_PROD", "OPENAI_API_KEY_2", "api_key_prod"),
+    *("secret_value", "PASSWORD_HASH", "api-key-prod-eu", "db.password.value", "passwordConfirmation"),
+    *("apiKeyProd", "secret_id", "password[0]", "password[new]", "access_token_prod", "session_id2"),
+]
+"""Names of secrets that say more behind the word that tells."""
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_a_secrets_name_is_known_whatever_it_ends_with(name: str) -> None:
+    assert is_secret_name(name)
+    assert plain_value({name: "Zq7Xk9"}) == {name: REDACTED}
+    for form in ("assigned", "told", "json", "repr", "json in json", "flag", "flag=", "argv", "xml"):
+        told = redact_text(written(name, "Zq7Xk9", form))
+        assert FIRST not in told, told
+        assert name in told, told
+
+
+@pytest.mark.parametrize(
+    "text", ["\u017fecret=Zq7", "pa\u017f\u017fword=Zq7", "to\u212aen=Zq7", "ba\u017fic dXNlcjpacTc6WHRx"]
+)
+def test_a_name_in_letters_that_fold_to_its_own_is_known(text: str) -> None:
+    assert redact_text(text).endswith(REDACTED)
+
+
 def test_redaction_can_be_switched_off() -> None:
     with every_way_out(redact=False) as told:
         logging.getLogger("engine").error("password=%s", "hunter2-again")
@@ -293,6 +355,21 @@ def test_redacting_twice_is_redacting_once_and_never_fails(text: str) -> None:
         *("first pass: parsing", "Input should be 'pass', 'warn' or 'fail'", "author=alice", "bypass=on"),
         *('{"url":"http://x","a":"b@c"}', '{"url":"bolt://neo4j:7687","mail":"a@b.c"}', "bolt://kg:7687/a@b"),
         *("postgresql://alice@db/kg", "redis://cache:6379", "http://a:80/x and b@c", "?code=404&key=abc"),
+        *("secretary=alice", "passwordless=true", "key_count=3", "token_budget: 7", "credentialing: done"),
+        *(
+            "password_age=30",
+            "password_min_length: 12",
+            "api_key_count=3",
+            "secretName: tls",
+            "passwords_file=x",
+        ),
+        *("{'name': 'max_tokens', 'value': '256'}", "signature_version=4", "KEY_PASSWORD_FILE=/run/x"),
+        *(
+            'File "/app/credentials.py", line 12, in refresh',
+            "secret_text.py:34: error",
+            "password.go:7 said",
+        ),
+        *("NoCredentialsError: none found", "SignatureDoesNotMatch: see the docs", "--password-file /run/x"),
         *("bearer authentication is off", "basic authentication", "routing_key=orders.created"),
     ],
 )
@@ -313,6 +390,7 @@ def test_names_of_secrets_are_told_from_names_that_only_sound_like_them() -> Non
         "auth",
     ]
     other = ["tokens", "max_tokens", "tokenizer", "key", "key_prefix", "secretary", "password_age", "author"]
+    other += ["passwordless", "credentials_file", "secretKeyRef", "token_count", "key_count"]
     assert [name for name in (*secret, *other) if is_secret_name(name)] == secret
 
 
@@ -323,7 +401,25 @@ def test_values_keep_their_shape() -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "seed", ["a", "=", "token=[", "password='", '\\"', "token='\\", "://u:1@", "--token ", "<password>"]
+    "seed",
+    [
+        "a",
+        "=",
+        "token=[",
+        "password='",
+        '\\"',
+        "token='\\",
+        "://u:1@",
+        "--token ",
+        "<password>",
+        "secret_",
+        "password1",
+        "password[",
+        "'secret','a",
+        "'secret','a':",
+        "secret value",
+        "secret_age=",
+    ],
 )
 def test_a_long_text_made_to_slow_redaction_down_is_read_all_the_same(seed: str) -> None:
     text = seed * (1_000_000 // len(seed))
