@@ -77,8 +77,8 @@ def was_cancelled(task: asyncio.Task[Any], before: int, error: BaseException) ->
         return False
     if sys.version_info >= (3, 13) or isinstance(error, asyncio.CancelledError):
         return True
-    groups = (each for each in _history(error, whole=True) if isinstance(each, BaseExceptionGroup))
-    if not any(_has_own_failure(group) for group in groups):
+    groups = [each for each in _history(error, whole=True) if isinstance(each, BaseExceptionGroup)]
+    if task.cancelling() - before > sum(_has_own_failure(group) for group in groups):
         return True
     while task.cancelling() > before:
         task.uncancel()

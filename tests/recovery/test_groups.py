@@ -285,6 +285,40 @@ async def test_a_cancellation_that_became_an_error_is_still_one(
     assert op.breaker.calls["ignored"] == (0 if rung else 1)
 
 
+async def test_a_cancellation_that_meets_a_group_which_fails_by_itself_is_still_one(
+    system: ProductionSystem,
+) -> None:
+    system.configure_operation("op", OperationConfig(idempotent=True))
+    aborting, entered = asyncio.Event(), 0
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            aborting.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def operation() -> None:
+        nonlocal entered
+        entered += 1
+        async with asyncio.TaskGroup() as tasks:
+            cleaning = tasks.create_task(cleans_up())
+            tasks.create_task(refuses())
+            asyncio.get_running_loop().create_task(end(cleaning))
+
+    async def end(cleaning: asyncio.Task[None]) -> None:
+        await aborting.wait()
+        call.cancel()
+        cleaning.cancel()
+
+    call = asyncio.create_task(system.execute_protected_operation("op", operation))
+    with pytest.raises((asyncio.CancelledError, ExceptionGroup)):
+        await call
+    (op,) = system.operations
+    assert (entered, op.breaker.calls["ignored"]) == (1, 1)
+
+
 async def test_what_the_caller_was_handling_when_it_called_says_nothing_of_the_engine(
     system: ProductionSystem,
 ) -> None:
