@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry import context as otel_context
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from llmkg_otel._forks import in_child
@@ -78,7 +78,7 @@ class Observed:
             if around.observed.engine == self.engine and not around.ended:
                 return True
             around = around.outer
-        return not is_instrumentation_enabled()
+        return bool(otel_context.get_value(_SUPPRESS_INSTRUMENTATION_KEY))
 
     def checked(self, result: Any) -> Any:
         """Return a result; raise FailureReturnedError, with the result in it, if it stands for a failure."""
