@@ -66,7 +66,7 @@ class Attempts:
         if watch is None or watch.loop is not loop:
             watch = self._watch = self._watches.of(loop)
         if (left := call.deadline - started) <= 0:
-            raise OperationTimeoutError(op.name, "deadline", call.timeout)
+            raise _deadline_passed(op, call)
         if (ticket := op.breaker.door) is None:
             ticket = await op.breaker.admit(left)
             started = time.monotonic()
@@ -99,16 +99,14 @@ class Attempts:
             task.uncancel()
             self._tell_of_late(call, returned=True)
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
-        if self._measures:
-            self._measure(op, call, began, started)
-        if span is not None:
-            self._observer.attempt_ended(span, None)
+        if self._measures or span is not None:
+            self._tell_of_success(op, call, began, span, started)
         return result
 
     def make_sync(self, op: Operation, call: Call, body: Callable[[], T]) -> T:
         """Do the same in the calling thread, where nothing interrupts the engine: it is told of if late."""
         if (left := call.remaining()) <= 0:
-            raise OperationTimeoutError(op.name, "deadline", call.timeout)
+            raise _deadline_passed(op, call)
         if (ticket := op.breaker.door) is None:
             ticket = op.breaker.admit_sync(left)
             _left(op, call, ticket, time.monotonic())
@@ -134,10 +132,8 @@ class Attempts:
                 del own  # it refers to this frame, which would refer to it
         self._tell_if_late(op, started)
         op.breaker.succeeded(ticket, first=call.attempts == 1, started=started)
-        if self._measures:
-            self._measure(op, call, began, started)
-        if span is not None:
-            self._observer.attempt_ended(span, None)
+        if self._measures or span is not None:
+            self._tell_of_success(op, call, began, span, started)
         return result
 
     def blames_engine(self, error: BaseException, call: Call) -> bool:
@@ -164,7 +160,7 @@ class Attempts:
             self._tell_of_late(call, returned=True)
         if overdue := call.cancelled and call.is_overdue_around():
             # A timer of a call around this one rang first; on a hung engine its limit always does, if equal.
-            cut_after, error = call.attempt_seconds, OperationTimeoutError(op.name, "deadline", call.timeout)
+            cut_after, error = call.attempt_seconds, _deadline_passed(op, call)
         if cut_after:
             # Waits of ours, for a permit or before a retry, are no fault of the engine's either.
             call.hurried = cut_after < op.breaker.patience(min(op.attempt_timeout, op.timeout))
@@ -174,11 +170,15 @@ class Attempts:
         else:
             op.breaker.ignored(ticket)
 
-    def _measure(self, op: Operation, call: Call, began: Began | None, started: float) -> None:
-        """Take note of how long a successful attempt took, for whoever wants to know."""
+    def _tell_of_success(
+        self, op: Operation, call: Call, began: Began | None, span: object, started: float
+    ) -> None:
+        """Tell whoever wants to know of a successful attempt, and how long it took."""
         if self._times_attempts:
             self._observer.attempt_timed(call, time.monotonic() - started, None)
         self._learn(op, began, counts=True)
+        if span is not None:
+            self._observer.attempt_ended(span, None)
 
     def _tell_of_late(self, call: Call, *, returned: bool = False) -> None:
         """Report a call that goes on, or has gone on, after its attempt was cancelled."""
@@ -199,12 +199,16 @@ class Attempts:
             self._shedding.end(began, op.name, self._permits, counts=counts)
 
 
+def _deadline_passed(op: Operation, call: Call) -> OperationTimeoutError:
+    return OperationTimeoutError(op.name, "deadline", call.timeout)
+
+
 def _left(op: Operation, call: Call, ticket: Ticket, now: float) -> float:
     """Return the seconds left after a circuit was asked; without any, give the ticket back and raise."""
     if (left := call.deadline - now) > 0:
         return left
     op.breaker.ignored(ticket)
-    raise OperationTimeoutError(op.name, "deadline", call.timeout)
+    raise _deadline_passed(op, call)
 
 
 def _made_of(op: Operation, call: Call, seconds: float, *, late: bool) -> Exception:
@@ -212,5 +216,5 @@ def _made_of(op: Operation, call: Call, seconds: float, *, late: bool) -> Except
     if not late:
         return EngineCancelledError(op.name)
     if seconds < op.attempt_timeout:
-        return OperationTimeoutError(op.name, "deadline", call.timeout)
+        return _deadline_passed(op, call)
     return OperationTimeoutError(op.name, "attempt", seconds)

@@ -7,13 +7,14 @@ import re
 import threading
 import time
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, cast
 
 from llmkg_otel.errors import InvalidInputError
 from llmkg_otel.limiting.waiting import CRITICALITIES
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from llmkg_otel.limiting.waiting import Criticality
@@ -23,7 +24,7 @@ __all__ = ["Call", "CallOptions", "current_call", "is_correlation_id", "remainin
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
-def is_correlation_id(text: object) -> bool:
+def is_correlation_id(text: object) -> TypeGuard[str]:
     """Say whether a caller's id may go on spans and logs: 8 to 64 letters, digits, `.`, `_`, `-`."""
     return isinstance(text, str) and _CORRELATION_ID.fullmatch(text) is not None
 
@@ -129,7 +130,8 @@ class Call:
         self.timeout = timeout = min(timeout, timeout_seconds) if timeout_seconds is not None else timeout
         self.started = now = time.monotonic()
         self.deadline = now + timeout
-        self.nested = parent is not None and parent.is_within(system)
+        self.parent = parent
+        self.nested = parent is not None and self.is_within(system)
         self.user_id = user_id
         self.cost = cost
         self.correlation_id = correlation_id
@@ -147,7 +149,6 @@ class Call:
         self.ended: bool = False
         self.ends_at = math.inf
         self.system = system
-        self.parent = parent
         self.span: Any = None
         self.scope: Any = None
         self.context: Any = None
@@ -161,23 +162,22 @@ class Call:
         left = self.deadline - time.monotonic()
         return min(left, 0.0) if self.ended else left
 
+    def around(self) -> Iterator[Call]:
+        """Give the calls around this one that go on, from the inside out."""
+        call = self.parent
+        while call is not None:
+            if not call.ended:
+                yield call
+            call = call.parent
+
     def is_within(self, system: object, operation: str | None = None) -> bool:
-        """Say whether this call, or one around it, is of a system (and operation), and goes on."""
-        around: Call | None = self
-        while around is not None:
-            if around.system is system and not around.ended and operation in (None, around.operation):
-                return True
-            around = around.parent
-        return False
+        """Say whether a call around this one is of a system (and operation)."""
+        return any(call.system is system and operation in (None, call.operation) for call in self.around())
 
     def is_overdue_around(self) -> bool:
         """Say whether the time of a call around this one is up, which its timer cancels both for."""
-        now, around = time.monotonic(), self.parent
-        while around is not None:
-            if around.ends_at <= now and not around.ended:
-                return True
-            around = around.parent
-        return False
+        now = time.monotonic()
+        return any(call.ends_at <= now for call in self.around())
 
     def add_thread(self, thread: Future[Any]) -> None:
         """Note that a thread runs for this call, until it has ended."""
@@ -193,12 +193,9 @@ class Call:
         They hold the permits, and must not retry meanwhile.
         """
         left = list(self.threads) if self.threads else []
-        around = self.parent if left else None
-        while around is not None:
-            if not around.ended:
-                for thread in left:
-                    around.add_thread(thread)
-            around = around.parent
+        for thread in left:
+            for call in self.around():
+                call.add_thread(thread)
         return left
 
     @property

@@ -104,9 +104,9 @@ class Operation:
 
     def pools_within(self, call: Call) -> tuple[PermitPool, ...]:
         """Return the pools that a call within a call needs a permit of: what one around it has will do."""
-        parent = call.parent
-        has_one = parent is not None and parent.is_within(self.system, self.name)
-        return () if self.bulkhead is None or has_one else (self.bulkhead,)
+        if (bulkhead := self.bulkhead) is None or call.is_within(self.system, self.name):
+            return ()
+        return (bulkhead,)
 
     def give_back(self, pools: tuple[PermitPool, ...], call: Call) -> None:
         """Return a call's permits: at once, or when the threads that it has left behind have ended."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, TypeVar
 from llmkg_otel import call as current
 from llmkg_otel._bodies import check_ladder, check_sync, in_thread, is_async
 from llmkg_otel.errors import CircuitOpenError
-from llmkg_otel.recovery.failures import any_is
 from llmkg_otel.recovery.fallback import fall_back, fall_back_sync
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ class Pipeline:
     ) -> T:
         """Try again, then go down the ladder; when nothing answers, raise the last failure itself."""
         try:
-            if self._is_final(op, call, failure):
+            if call.attempts == 0 or call.cancelled:  # the engine was not reached, or the caller has left
                 raise failure  # noqa: TRY301 - so that both ways in share what follows
             return await op.retry.resume(call, failure, again, self._attempts.caller_errors)
         except Exception as raised:
@@ -195,7 +194,7 @@ class Pipeline:
         ladder: Ladder[T] | None,
     ) -> T:
         try:
-            if self._is_final(op, call, failure):
+            if call.attempts == 0 or call.cancelled:  # the engine was not reached, or the caller has left
                 raise failure  # noqa: TRY301 - so that both ways in share what follows
             return op.retry.resume_sync(call, failure, again, self._attempts.caller_errors)
         except Exception as raised:
@@ -208,15 +207,6 @@ class Pipeline:
             return fall_back_sync(call, last, ladder, self._observer)
         finally:
             del last
-
-    def _is_final(self, op: Operation, call: Call, failure: Exception) -> bool:
-        """Say whether a first failure is not for retrying: not reached, cancelled, the caller's mistake."""
-        if call.attempts == 0 or call.cancelled:
-            return True
-        if any_is(failure, self._attempts.caller_errors):
-            op.retry.count("not_retryable")
-            return True
-        return False
 
     def _may_fall_back(self, error: Exception, call: Call) -> bool:
         """Say whether another answer may stand in: the engine fails, or its circuit is open."""

@@ -38,10 +38,7 @@ def stand_in(before: Any, observed: Observed) -> Any:
     told = _function(before, observed, call)
     functools.update_wrapper(told, before)
     told.__defaults__, told.__kwdefaults__ = before.__defaults__, before.__kwdefaults__  # to be looked at
-    if not vars(before).keys() & {
-        "__wrapped__",
-        "__signature__",
-    }:  # else it goes by these
+    if not vars(before).keys() & {"__wrapped__", "__signature__"}:  # else it goes by these
         told.__signature__ = inspect.signature(before)
     return told
 

@@ -72,9 +72,7 @@ class PermitPool:
         with self._lock:
             if self.usage >= self.limit or self._queue.length:
                 return False
-            self.usage += 1  # `_take` without a call
-            if self._shedding is not None:
-                self._shedding.accepted(criticality, self.usage)
+            self._take(criticality)
             return True
 
     async def acquire(self, operation: str, seconds: float, criticality: Criticality = "default") -> None:

@@ -57,12 +57,12 @@ def blames_engine(error: BaseException, caller_errors: Classes) -> bool:
     """
     if not isinstance(error, Exception):
         return False
-    return any(
-        isinstance(leaf, Exception)
-        and not isinstance(leaf, caller_errors)
-        and (not isinstance(leaf, LlmkgOtelError) or leaf.blames_engine)
-        for leaf in leaves(error)
-    )
+    return any(_tells_of_engine(leaf) and not isinstance(leaf, caller_errors) for leaf in leaves(error))
+
+
+def _tells_of_engine(error: BaseException) -> bool:
+    """Say whether it is a failure, and none of this layer's that do not blame the engine."""
+    return isinstance(error, Exception) and (not isinstance(error, LlmkgOtelError) or error.blames_engine)
 
 
 def was_cancelled(task: asyncio.Task[Any], before: int, error: BaseException) -> bool:
@@ -136,10 +136,8 @@ def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
 
 
 def _is_final(error: BaseException) -> bool:
-    if isinstance(error, OperationTimeoutError) and error.kind == "deadline":
-        return True
-    is_failure = isinstance(error, Exception)
-    return not is_failure or (isinstance(error, LlmkgOtelError) and not error.blames_engine)
+    out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
+    return out_of_time or not _tells_of_engine(error)
 
 
 def _history(
@@ -204,9 +202,9 @@ def _was_not_sent(error: BaseException) -> bool:
 
 def _leaves_outcome_unknown(error: BaseException) -> bool:
     """Say whether it tells of a timeout, a connection lost in the middle, or an engine's cancellation."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    if not _NOT_SENT.isdisjoint(names):
+    if _was_not_sent(error):
         return False
+    names = [kind.__name__ for kind in type(error).__mro__]
     return (
         isinstance(error, (EngineCancelledError, *_LOST))
         or any(name.endswith(_OUT_OF_TIME) for name in names)

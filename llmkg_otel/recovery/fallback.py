@@ -42,7 +42,7 @@ async def fall_back(
         except (Exception, asyncio.CancelledError) as error:
             if was_cancelled(task, cancelling, error):
                 raise
-            call.cut_short = call.ends_at <= time.monotonic()
+            call.cut_short = call.cut_short or call.ends_at <= time.monotonic()
             observer.on_event(FallbackFailed(call.operation, name, error_type(error)))
             continue
         call.fallback, call.failure = name, failure

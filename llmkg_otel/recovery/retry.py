@@ -133,19 +133,18 @@ class Retry:
     def is_retryable(self, error: BaseException) -> bool:
         """Say whether the same call may succeed, and may be repeated, after this failure."""
         config = self.config
-        wanted = every_is(error, config.retryable_exceptions)
         return (
-            wanted
+            every_is(error, config.retryable_exceptions)
             and not any_is(error, config.excluded_exceptions)
             and is_retryable(error, idempotent=self.idempotent)
         )
 
-    def wait_seconds(self, retry: int, error: BaseException | None) -> float:
+    def wait_seconds(self, retry: int, error: BaseException) -> float:
         """Return the back-off before a retry, or what the failed service asked for if that is more.
 
         Never less than it asked for, and up to `jitter_factor` more: it has asked everybody for the same.
         """
-        asked = 0.0 if error is None else retry_after_seconds(error)
+        asked = retry_after_seconds(error)
         backoff = backoff_seconds(self.config, retry, self._random)
         return backoff if backoff > asked else asked * (1 + self.config.jitter_factor * self._random())
 
@@ -235,11 +234,11 @@ class _Run:
         unknown = call.cut_short and not self._policy.idempotent
         stopped = self._refused or call.cancelled or unknown
         one_attempt = call.parent is not None or call.left_a_thread
-        wanted = self._policy.is_retryable(error) and not any_is(error, self._final)
-        if wanted and not stopped and not one_attempt:
+        mistake = any_is(error, self._final)
+        if not (mistake or stopped or one_attempt) and self._policy.is_retryable(error):
             return True
         out_of_time = isinstance(error, OperationTimeoutError) and error.kind == "deadline"
-        self._outcome = "deadline" if out_of_time else "not_retryable"
+        self._outcome = "deadline" if out_of_time and not mistake else "not_retryable"
         return False
 
     def _wait(self, state: RetryCallState) -> float:

@@ -258,7 +258,7 @@ def _correlation_of(context: MiddlewareContext[Any]) -> str | None:
             given = get_http_request().headers.get("x-correlation-id")
         except RuntimeError:
             return None
-    return given if isinstance(given, str) and is_correlation_id(given) else None
+    return given if is_correlation_id(given) else None
 
 
 def _trace_id(span: Span) -> str | None:

@@ -20,7 +20,7 @@ from llmkg_otel.telemetry.redaction import LONGEST, plain_name, plain_text, plai
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LogEntry", "correlation_id", "entry_of"]
+__all__ = ["LogEntry", "call_ids", "entry_of"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _CALL = ("trace_id", "span_id", "correlation_id", "operation")
@@ -30,20 +30,12 @@ _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u20
 """What a terminal obeys or takes for the end of a line; JSON escapes only what is below a space."""
 
 
-def correlation_id() -> str | None:
-    """Return the id that ties this call's traces, logs and answer together.
+def call_ids() -> Mapping[str, str]:
+    """Return the ids of the call that this thread is in, each only where there is one.
 
-    The caller's own if it sent a well-formed one, else the trace id; None outside any trace.
+    The correlation id ties the call's traces, logs and answer together: the caller's own if it sent a
+    well-formed one, else the trace id.
     """
-    call = current_call()
-    if call is not None and call.correlation_id is not None:
-        return call.correlation_id
-    context = trace.get_current_span().get_span_context()
-    return trace.format_trace_id(context.trace_id) if context.is_valid else None
-
-
-def _call_ids() -> Mapping[str, str]:
-    """Return the ids of the call that this thread is in, each only where there is one."""
     ids: dict[str, str] = {}
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
@@ -79,7 +71,7 @@ class LogEntry:
 
     def __init__(self, record: logging.LogRecord, *, redact: bool) -> None:
         self.created, self.level, self.logger = record.created, record.levelname, plain_name(record.name)
-        self.ids, self._line = _call_ids(), ""
+        self.ids, self._line = call_ids(), ""
         attributes = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         message: object
         try:

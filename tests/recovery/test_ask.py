@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
+from support.fleet import Answering
 
 from llmkg_otel.recovery.fleet import FLEET_SECONDS, NO_WORD, Fleet, Permission, ask, ask_sync
 
@@ -15,27 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     Asks = Callable[[Fleet | None], Coroutine[None, None, Permission | None]]
-
-
-class Slow:
-    """A fleet that answers when the test says so."""
-
-    def __init__(self, answer: Future[Permission | None] | None) -> None:
-        self.answer = answer
-        self.met: Future[None] = Future()
-        self.given_back: list[int] = []
-
-    def request_probe(self) -> Future[Permission | None] | None:
-        return self.answer
-
-    def opened(self, token: int | None) -> None: ...
-
-    def closed(self, token: int | None) -> None: ...
-
-    def succeeded(self, token: int) -> None: ...
-
-    def released(self, token: int) -> None:
-        self.given_back.append(token)
 
 
 async def in_a_thread(fleet: Fleet | None) -> Permission | None:
@@ -61,11 +41,11 @@ def unreached() -> Future[Permission | None]:
 async def test_the_answer_is_handed_on(
     asks: Asks,
 ) -> None:
-    assert await asks(Slow(granted())) == Permission(7)
+    assert await asks(Answering(granted())) == Permission(7)
 
 
 @both
-@pytest.mark.parametrize("fleet", [None, Slow(None), Slow(unreached())])
+@pytest.mark.parametrize("fleet", [None, Answering(None), Answering(unreached())])
 async def test_without_a_fleet_that_is_reached_there_is_no_word(fleet: Fleet | None, asks: Asks) -> None:
     assert await asks(fleet) is None
 
@@ -76,14 +56,14 @@ async def test_a_call_that_has_no_word_in_time_is_refused_and_says_that_it_no_lo
 ) -> None:
     answer: Future[Permission | None] = Future()
     started = time.monotonic()
-    assert await asks(Slow(answer)) == NO_WORD == Permission(None, FLEET_SECONDS)
+    assert await asks(Answering(answer)) == NO_WORD == Permission(None, FLEET_SECONDS)
     assert FLEET_SECONDS <= time.monotonic() - started < FLEET_SECONDS + 0.1
     assert answer.cancelled()
 
 
 async def test_a_cancelled_call_says_that_it_no_longer_waits() -> None:
     answer: Future[Permission | None] = Future()
-    call = asyncio.create_task(ask(Slow(answer)))
+    call = asyncio.create_task(ask(Answering(answer)))
     await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -92,7 +72,7 @@ async def test_a_cancelled_call_says_that_it_no_longer_waits() -> None:
 
 
 async def test_a_call_that_is_cancelled_when_the_probe_has_come_gives_it_back() -> None:
-    fleet = Slow(Future())
+    fleet = Answering(Future())
     call = asyncio.create_task(ask(fleet))
     await asyncio.sleep(0)
     assert fleet.answer is not None

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.fleet import Answering
 
 from llmkg_otel.call import remaining_time
 from llmkg_otel.config import CircuitBreakerConfig, OperationConfig, RetryConfig
@@ -334,34 +335,10 @@ async def test_a_rung_that_is_cancelled_from_within_gives_way_to_the_next(system
     assert system.execute_protected_operation_sync("op", fails, fallbacks=ladder) == "of yesterday"
 
 
-class Lending:
-    """A fleet that lends its probe as `lend` says; keeps what is given back."""
-
-    def __init__(self, lend: Callable[[Future[Permission | None]], object]) -> None:
-        self.lend = lend
-        self.given_back: list[int] = []
-        self.met: Future[None] = Future()
-        self.met.set_result(None)
-
-    def request_probe(self) -> Future[Permission | None]:
-        answer: Future[Permission | None] = Future()
-        self.lend(answer)
-        return answer
-
-    def opened(self, token: int | None) -> None: ...
-
-    def closed(self, token: int | None) -> None: ...
-
-    def succeeded(self, token: int) -> None: ...
-
-    def released(self, token: int) -> None:
-        self.given_back.append(token)
-
-
 class Asking:
     """A system whose circuit is about to ask the fleet for a probe, and a call with 15 ms of time."""
 
-    def __init__(self, make_system: MakeSystem, fleet: Lending, *, sync: bool) -> None:
+    def __init__(self, make_system: MakeSystem, fleet: Answering, *, sync: bool) -> None:
         breaker = CircuitBreakerConfig(failure_threshold=1, recovery_timeout=0.001)
         self.system = make_system(circuit_breaker=breaker, retry=RetryConfig(max_retries=0))
         self.sync, self.entered = sync, 0
@@ -385,11 +362,11 @@ class Asking:
 async def test_a_call_asks_for_a_probe_no_longer_than_it_has_time(
     make_system: MakeSystem, *, sync: bool
 ) -> None:
-    answers: list[Future[Permission | None]] = []
-    asking = Asking(make_system, Lending(answers.append), sync=sync)
+    answer: Future[Permission | None] = Future()
+    asking = Asking(make_system, Answering(answer), sync=sync)
     with pytest.raises(CircuitOpenError):
         await asking.call()
-    assert [answer.cancelled() for answer in answers] == [True]
+    assert answer.cancelled()
     assert asking.entered == 1
 
 
@@ -397,12 +374,13 @@ async def test_a_call_asks_for_a_probe_no_longer_than_it_has_time(
 async def test_a_probe_that_comes_when_the_time_is_over_is_given_back_and_not_sent(
     make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch, *, sync: bool
 ) -> None:
-    def lend(answer: Future[Permission | None]) -> None:
+    def let_time_pass() -> None:
         clock = SimpleNamespace(monotonic=FakeClock(time.monotonic() + 1))
         monkeypatch.setattr("llmkg_otel.attempt.time", clock)
-        answer.set_result(Permission(7))
 
-    fleet = Lending(lend)
+    answer: Future[Permission | None] = Future()
+    answer.set_result(Permission(7))
+    fleet = Answering(answer, let_time_pass)
     asking = Asking(make_system, fleet, sync=sync)
     with pytest.raises(OperationTimeoutError, match="total deadline"):
         await asking.call()

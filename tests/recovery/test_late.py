@@ -25,27 +25,28 @@ KEY = "llmkg:circuit:search"
 
 
 def ask_in_vain(one: Instance, server: RedisServer) -> int:
-    """Ask for a probe, give up, and return the token that comes then."""
-    wait_until(server.client.keys, "the key")
+    """Have a probe asked for, given up and kept when it comes; return its token."""
     server.pause()
     asked = one.line.request_probe()
     assert asked is not None
     assert asked.cancel()
     server.resume()
-    return int(wait_until(lambda: int(server.client.hget(KEY, "token")), "the probe that nobody waits for"))
+    token = int(wait_until(lambda: int(server.client.hget(KEY, "token")), "the probe that nobody waits for"))
+    wait_until(lambda: one.line._late, "the late probe")
+    return token
 
 
-def kept(one: Instance) -> Any:
-    return wait_until(lambda: one.line._late, "the late probe")
+def late(make: Callable[..., Instance], server: RedisServer, **config: Any) -> tuple[Instance, int]:
+    """Return an instance that keeps a late probe, and its token."""
+    one = make(recovery_timeout=1e-6, **config)
+    one.fail_for_all(server)
+    return one, ask_in_vain(one, server)
 
 
 def test_a_probe_that_comes_when_nobody_waits_is_the_next_callers_and_only_its(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
-    one = make(recovery_timeout=1e-6)
-    one.fail()
-    token = ask_in_vain(one, redis_server)
-    kept(one)
+    one, token = late(make, redis_server)
     redis_server.pause()  # what is kept needs no answer
     first, second = one.line.request_probe(), one.line.request_probe()
     assert first is not None
@@ -62,10 +63,7 @@ def test_a_probe_that_comes_when_nobody_waits_is_the_next_callers_and_only_its(
 def test_the_lease_of_a_late_probe_begins_anew_when_it_is_used(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
-    one = make(recovery_timeout=1e-6, timeout=60)
-    one.fail()
-    ask_in_vain(one, redis_server)
-    kept(one)
+    one, _ = late(make, redis_server, timeout=60)
     before = int(redis_server.client.hget(KEY, "expires"))
     assert one.line.request_probe()
     wait_until(lambda: int(redis_server.client.hget(KEY, "expires")) > before, "a longer lease")
@@ -74,10 +72,7 @@ def test_the_lease_of_a_late_probe_begins_anew_when_it_is_used(
 def test_a_late_probe_whose_lease_is_nearly_over_is_asked_for_again(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
-    one = make(recovery_timeout=1e-6, timeout=0.2)
-    one.fail()
-    token = ask_in_vain(one, redis_server)
-    kept(one)
+    one, token = late(make, redis_server, timeout=0.2)
     until = one.line._usable_until
     wait_until(lambda: time.monotonic() > until, "the end of the time it is kept for")
     assert (one.probe_in_time().token or 0) > token
@@ -86,10 +81,7 @@ def test_a_late_probe_whose_lease_is_nearly_over_is_asked_for_again(
 def test_a_late_probe_is_given_back_at_the_end(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
-    one = make(recovery_timeout=1e-6)
-    one.fail()
-    ask_in_vain(one, redis_server)
-    kept(one)
+    one, _ = late(make, redis_server)
     one.circuits.stop()
     assert redis_server.client.hget(KEY, "token") == b"0"
 
@@ -98,8 +90,7 @@ def test_a_probe_that_comes_late_during_the_end_is_given_back(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
     one = make(recovery_timeout=1e-6)
-    one.fail()
-    wait_until(redis_server.client.keys, "the key")
+    one.fail_for_all(redis_server)
     asked = one.line.request_probe()
     assert asked is not None
     asked.cancel()
@@ -114,7 +105,6 @@ def test_a_late_probe_is_forgotten_when_the_circuit_moves_on(
     one.fail()
     other.becomes("open")
     ask_in_vain(one, redis_server)
-    kept(one)
     other.line.closed(None)
     one.becomes("closed")
     assert one.line._late is None
@@ -123,10 +113,7 @@ def test_a_late_probe_is_forgotten_when_the_circuit_moves_on(
 def test_a_late_probe_is_given_back_when_the_circuit_closes_here(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
-    one = make(recovery_timeout=1e-6)
-    one.fail()
-    ask_in_vain(one, redis_server)
-    kept(one)
+    one, _ = late(make, redis_server)
     one.breaker.force_close()
     assert one.line._late is None
     wait_until(lambda: redis_server.client.hget(KEY, "token") == b"0", "the probe's return")
@@ -135,10 +122,7 @@ def test_a_late_probe_is_given_back_when_the_circuit_closes_here(
 def test_a_late_probe_is_no_probe_of_a_store_that_was_lost_meanwhile(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
-    one = make(recovery_timeout=1e-6)
-    one.fail()
-    ask_in_vain(one, redis_server)
-    kept(one)
+    one, _ = late(make, redis_server)
     redis_server.pause()
     one.is_in("fallback")
     assert one.line.request_probe() is None
@@ -199,8 +183,7 @@ async def test_while_a_store_hangs_a_call_waits_for_nothing_that_was_late_and_ea
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
     one = make(recovery_timeout=1e-6)
-    one.fail()
-    wait_until(redis_server.client.keys, "the key")
+    one.fail_for_all(redis_server)
     redis_server.pause()
     asked = one.line.request_probe()
     assert asked is not None

@@ -38,8 +38,10 @@ def test_a_circuit_that_opens_in_one_process_is_open_in_all(make: Callable[..., 
     assert caught.value.limit == "failures in another process"
 
 
-def test_a_process_that_starts_later_finds_the_circuit_open(make: Callable[..., Instance]) -> None:
-    make().fail()
+def test_a_process_that_starts_later_finds_the_circuit_open(
+    make: Callable[..., Instance], redis_server: RedisServer
+) -> None:
+    make().fail_for_all(redis_server)
     assert make().breaker.state == "open"
 
 
@@ -47,8 +49,7 @@ def test_an_operation_that_is_first_used_later_finds_its_circuit_open(
     make: Callable[..., Instance], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = make(), make()
-    one.fail()
-    wait_until(redis_server.client.keys, "the key")
+    one.fail_for_all(redis_server)
     monkeypatch.setattr(fleet, "FLEET_SECONDS", 10)  # a busy machine is late now and then
     late = CircuitBreaker("search", CircuitBreakerConfig(), Seen())
     late.fleet = other.circuits.join(late)
@@ -203,8 +204,7 @@ def test_of_calls_that_come_together_one_asks_and_the_others_are_refused_at_once
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
     one = make(recovery_timeout=1e-6)
-    one.fail()
-    wait_until(redis_server.client.keys, "the key")
+    one.fail_for_all(redis_server)
     before = redis_server.calls("evalsha")
     redis_server.pause()
     asked = one.line.request_probe()
@@ -424,8 +424,7 @@ class TestWithoutTheStore:
         self, make: Callable[..., Instance], redis_server: RedisServer
     ) -> None:
         one = make()
-        one.fail()
-        wait_until(redis_server.client.keys, "the key")
+        one.fail_for_all(redis_server)
         redis_server.kill()
         one.is_in("fallback")
         redis_server.restart()
@@ -487,8 +486,7 @@ class TestWithoutTheStore:
         self, make: Callable[..., Instance], redis_server: RedisServer
     ) -> None:
         one = make(recovery_timeout=1e-6, half_open_max_probes=100)
-        one.fail()
-        wait_until(redis_server.client.keys, "the key")
+        one.fail_for_all(redis_server)
         redis_server.pause()
         while one.circuits.status != "fallback":
             started = time.monotonic()
@@ -504,8 +502,7 @@ class TestWithoutTheStore:
         self, make: Callable[..., Instance], redis_server: RedisServer
     ) -> None:
         one = make(recovery_timeout=1e-6)
-        one.fail()
-        wait_until(redis_server.client.keys, "the key")
+        one.fail_for_all(redis_server)
         redis_server.pause()
         call = asyncio.create_task(one.breaker.admit())
         await asyncio.sleep(0)
@@ -550,8 +547,7 @@ def test_a_probe_that_comes_too_late_for_one_call_is_the_next_ones(
     make: Callable[..., Instance], redis_server: RedisServer
 ) -> None:
     one = make(recovery_timeout=1e-6)
-    one.fail()
-    wait_until(redis_server.client.keys, "the key")
+    one.fail_for_all(redis_server)
     redis_server.pause()
     first = one.line.request_probe()
     assert first is not None
@@ -568,8 +564,7 @@ def test_a_store_that_answers_too_late_is_told_of_as_slow(
 ) -> None:
     monkeypatch.setattr(shared, "SLOW_SECONDS", 60)
     one = make(recovery_timeout=1e-6)
-    one.fail()
-    wait_until(redis_server.client.keys, "the key")
+    one.fail_for_all(redis_server)
     redis_server.pause()
     assert one.probe() is None
     redis_server.resume()

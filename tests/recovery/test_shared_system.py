@@ -152,8 +152,7 @@ async def test_a_new_process_sends_no_call_to_an_engine_that_its_fleet_has_given
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fleet, "FLEET_SECONDS", 10)  # a busy machine is late now and then
-    make().fail()
-    wait_until(redis_server.client.keys, "the key")
+    make().fail_for_all(redis_server)
     system = make_system(
         circuit_sharing=CircuitSharingConfig(storage_uri=SecretStr(redis_server.uri)),
         rate_limiting=RateLimitConfig(enabled=False),

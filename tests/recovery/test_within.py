@@ -228,27 +228,34 @@ async def test_what_sync_calls_within_a_call_returned_is_let_go(system: Producti
     await system.execute_protected_operation("walk", walk)
 
 
+class Waiting:
+    """A sync operation that says that it has begun, and waits for its release."""
+
+    def __init__(self) -> None:
+        self.began, self.release = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.began.set()
+        self.release.wait(30)
+
+
 async def test_a_thread_left_within_a_call_holds_its_permits_until_it_ends(make_system: MakeSystem) -> None:
     system = make_system(retry=RetryConfig(max_retries=0))
     system.configure_operation("outer", OperationConfig(max_concurrent=1))
-    release, began = threading.Event(), threading.Event()
-
-    def inner() -> None:
-        began.set()
-        release.wait(30)
+    inner = Waiting()
 
     task = asyncio.create_task(
         system.execute_protected_operation(
             "outer", lambda: system.execute_protected_operation("inner", inner)
         )
     )
-    while not began.is_set():  # noqa: ASYNC110 - a thread's event
+    while not inner.began.is_set():  # noqa: ASYNC110 - a thread's event
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     usage = [pool.usage for pool in system.operations.pools()]
-    release.set()
+    inner.release.set()
     join_operations()
     assert usage == [1, 1]
     assert [pool.usage for pool in system.operations.pools()] == [0, 0]
@@ -334,20 +341,16 @@ async def test_the_errors_of_a_call_that_has_tried_again_are_let_go_with_it(
 async def test_a_sync_call_that_goes_on_in_the_background_is_not_charged_to_the_call_that_began_it(
     system: ProductionSystem, telemetry: CapturedTelemetry
 ) -> None:
-    release, began = threading.Event(), threading.Event()
-
-    def inner() -> None:
-        began.set()
-        release.wait(30)
+    inner = Waiting()
 
     async def outer() -> asyncio.Task[None]:
         task = asyncio.create_task(system.execute_protected_operation("inner", inner))
-        await asyncio.to_thread(began.wait, 30)
+        await asyncio.to_thread(inner.began.wait, 30)
         return task
 
     background = await system.execute_protected_operation("outer", outer)
     usage = [pool.usage for pool in system.operations.pools()]
-    release.set()
+    inner.release.set()
     await background
     assert usage == [0]
     assert limits_ignored(telemetry) == 0
@@ -356,21 +359,17 @@ async def test_a_sync_call_that_goes_on_in_the_background_is_not_charged_to_the_
 async def test_a_caller_who_cancels_a_sync_call_is_no_limit_that_was_ignored(
     system: ProductionSystem, telemetry: CapturedTelemetry
 ) -> None:
-    release, began = threading.Event(), threading.Event()
-
-    def waits() -> None:
-        began.set()
-        release.wait(30)
+    waits = Waiting()
 
     call = asyncio.create_task(system.execute_protected_operation("op", waits))
     await asyncio.sleep(0)
-    await asyncio.to_thread(began.wait, 30)
+    await asyncio.to_thread(waits.began.wait, 30)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     (op,) = system.operations
     assert len(op.abandoned) == 1
-    release.set()
+    waits.release.set()
     join_operations()
     assert limits_ignored(telemetry) == 0
 
@@ -421,3 +420,18 @@ async def test_a_call_that_is_dropped_from_another_context_gives_back_what_it_he
     assert len(system.calls) == 0
     assert [pool.usage for pool in system.operations.pools()] == [0]
     assert system.circuit_breaker("op").calls["ignored"] == 1
+
+
+async def test_a_limit_that_was_ignored_is_told_of_also_where_rungs_have_failed_since(
+    make_system: MakeSystem, telemetry: CapturedTelemetry
+) -> None:
+    system, waits = make_system(circuit_breaker=CircuitBreakerConfig(timeout=0.02)), Waiting()
+
+    async def fails() -> None:
+        raise ConnectionRefusedError
+
+    with pytest.raises(OperationTimeoutError):
+        await system.execute_protected_operation("op", waits, fallbacks={"rung": fails})
+    waits.release.set()
+    join_operations()
+    assert limits_ignored(telemetry) == 1

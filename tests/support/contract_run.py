@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +35,7 @@ from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.server.middleware import ProductionMiddleware
 from llmkg_otel.system import ProductionSystem
 from support.calls import failing_first
+from support.span_ends import SpanEnds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,11 +237,4 @@ def break_telemetry_once(telemetry: CapturedTelemetry) -> None:
         for error in errors:
             raise error
 
-    broken: Any = SimpleNamespace(
-        on_start=lambda *_args, **_kwargs: None,
-        _on_ending=lambda _span: None,
-        on_end=on_end,
-        force_flush=lambda _milliseconds: True,
-        shutdown=lambda: None,
-    )
-    telemetry.tracer_provider.add_span_processor(broken)
+    telemetry.tracer_provider.add_span_processor(SpanEnds(on_end))

@@ -13,7 +13,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mcp import Client
@@ -43,6 +42,7 @@ from llmkg_otel.limiting.resources import ResourceUsage
 from llmkg_otel.server.serve import serve
 from llmkg_otel.telemetry.semconv import METER_NAME
 from support.calls import failing_first
+from support.span_ends import SpanEnds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,15 +162,8 @@ def _break_a_hook_now_and_then() -> None:
         if span.instrumentation_scope.name == METER_NAME and next(numbers) % 50 == 0:
             raise OSError("an exporter's own")
 
-    broken: Any = SimpleNamespace(
-        on_start=lambda *_args, **_kwargs: None,
-        _on_ending=lambda _span: None,
-        on_end=on_end,
-        force_flush=lambda _milliseconds: True,
-        shutdown=lambda: None,
-    )
     provider: Any = trace.get_tracer_provider()
-    provider.add_span_processor(broken)
+    provider.add_span_processor(SpanEnds(on_end))
 
 
 async def ask(system: ProductionSystem, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -15,11 +16,38 @@ from support.servers import wait_until
 from support.time import Seen
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from collections.abc import Callable
 
     from llmkg_otel.recovery.fleet import Permission
+    from support.redis import RedisServer
 
 BROKEN = ConnectionError("broken")
+
+
+class Answering:
+    """A fleet that says what a test has it say; keeps what is given back."""
+
+    def __init__(
+        self, answer: Future[Permission | None] | None, when_asked: Callable[[], object] = lambda: None
+    ) -> None:
+        self.answer = answer
+        self.when_asked = when_asked
+        self.met: Future[None] = Future()
+        self.met.set_result(None)
+        self.given_back: list[int] = []
+
+    def request_probe(self) -> Future[Permission | None] | None:
+        self.when_asked()
+        return self.answer
+
+    def opened(self, token: int | None) -> None: ...
+
+    def closed(self, token: int | None) -> None: ...
+
+    def succeeded(self, token: int) -> None: ...
+
+    def released(self, token: int) -> None:
+        self.given_back.append(token)
 
 
 class Instance:
@@ -39,6 +67,11 @@ class Instance:
 
     def fail(self) -> None:
         self.breaker.failed(self.breaker.admit_sync(), BROKEN)
+
+    def fail_for_all(self, server: RedisServer) -> None:
+        """Open the circuit, and wait until the store knows."""
+        self.fail()
+        wait_until(server.client.keys, "the key")
 
     def probe(self) -> Ticket | None:
         try:

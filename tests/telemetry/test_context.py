@@ -14,7 +14,7 @@ from support.calls import asynchronous, in_a_thread, in_the_calling_thread
 from llmkg_otel._threads import run_in_daemon_thread
 from llmkg_otel.call import current_call
 from llmkg_otel.engine.embedded import EmbeddedKnowledgeEngine
-from llmkg_otel.telemetry.log_lines import correlation_id
+from llmkg_otel.telemetry.log_lines import call_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ class Seen:
         self.thread = threading.current_thread()
         self.span = trace.get_current_span().get_span_context()
         self.tenant = baggage.get_baggage("tenant")
-        self.correlation_id = correlation_id()
+        self.correlation_id = call_ids().get("correlation_id")
         self.call = current_call()
 
 

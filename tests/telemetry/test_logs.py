@@ -17,7 +17,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs import LoggingHandler as SdkLoggingHandler
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
-from llmkg_otel.telemetry.log_lines import correlation_id
+from llmkg_otel.telemetry.log_lines import call_ids
 from llmkg_otel.telemetry.logs import QUEUE_SIZE, CountingProcessor, JsonLogs, LogExport, dropped_records
 from llmkg_otel.telemetry.records import EVENT_NAME
 
@@ -124,7 +124,7 @@ async def test_inside_a_call_a_line_has_its_operation_and_ids(
     assert own["correlation_id"] == own["trace_id"]
     assert given_line["correlation_id"] == "correlated-1"
     assert not {"trace_id", "span_id", "correlation_id", "operation"} & set(outside)
-    assert correlation_id() is None
+    assert call_ids().get("correlation_id") is None
 
 
 @pytest.mark.parametrize(
