@@ -58,7 +58,7 @@ class TelemetryObserver:
         self._instruments = Instruments(meter)
         self._records = Records(self._instruments)
         self._duration = self._instruments.operation_duration
-        self._attributes: dict[str, dict[str, str]] = {}
+        self._attributes = _Attributes()
         self._opened_by: dict[str, SpanContext] = {}
         self._failing: dict[str, tuple[str, float]] = {}
         self._shutdown_span: Span | None = None
@@ -68,9 +68,6 @@ class TelemetryObserver:
     def call_started(self, call: Call) -> None:
         """Open the call's span and make it current, or adopt the span that covers the call already."""
         try:
-            attributes = self._attributes.get(call.operation)
-            if attributes is None:
-                attributes = self._attributes[call.operation] = {semconv.OPERATION_NAME: call.operation}
             if call.span_owner or not (span := get_current_span()).get_span_context().is_valid:
                 call.span_owner = True  # nobody else covers the call
                 # The context is looked up once: the SDK would do it for each of these, and for the histogram.
@@ -79,7 +76,7 @@ class TelemetryObserver:
                 call.context = context = set_span_in_context(span, context)
                 call.scope = otel_context.attach(context)
             else:
-                span.set_attributes(attributes)
+                span.set_attributes(self._attributes[call.operation])
             call.span = span
             if call.correlation_id is not None:
                 span.set_attribute(semconv.CORRELATION_ID, call.correlation_id)
@@ -245,6 +242,14 @@ class TelemetryObserver:
         if (hook, kind) not in self._failed_hooks:
             self._failed_hooks.add((hook, kind))
             _log.warning("telemetry hook %s failed; further ones are counted", hook, exc_info=problem)
+
+
+class _Attributes(dict[str, dict[str, str]]):
+    """The attributes of an operation's metrics, made once for each."""
+
+    def __missing__(self, operation: str) -> dict[str, str]:
+        attributes = self[operation] = {semconv.OPERATION_NAME: operation}
+        return attributes
 
 
 def _mark_wait(event: PermitWaited | ConnectionWaited | RetryScheduled) -> None:
