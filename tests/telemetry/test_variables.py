@@ -56,12 +56,12 @@ SAMPLED = """
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
     from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
     from opentelemetry import context
-    from llmkg_otel.telemetry.log_lines import correlation_id
+    from llmkg_otel.telemetry.log_lines import call_ids
     system, exporter = make(), InMemorySpanExporter()
     trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
     seen = []
     def work():
-        seen.append([trace.get_current_span().is_recording(), correlation_id()])
+        seen.append([trace.get_current_span().is_recording(), call_ids().get("correlation_id")])
     for parent in (None, 1, 0):
         token = None
         if parent is not None:
