@@ -108,6 +108,8 @@ async def trouble(system: ProductionSystem, engine: FaultyEngine) -> None:
     for number in itertools.takewhile(lambda _: not system.closed, itertools.count()):
         engine.switch(on=number % 2 == 0)
         system.resources.observe(ResourceUsage(memory=1e15 if number % 4 == 3 else 1e6))
+        for line in range(20):  # at once, so that a queue of four log records has to drop some
+            logging.getLogger("engine").warning("line %d", line)
         with suppress(LlmkgOtelError):
             await engine.search("nothing", limit=-1)
         await asyncio.gather(*_calls(system), _borrow(pool, 0.04), _borrow(pool, 0.01), _borrow(pool, 0.05))
